@@ -57,6 +57,8 @@ def _check_backward(
 
 
 # Kernels ----------------------------------------------------------------------------------------
+# One function serves every device: it checks, then picks the implementation by the device of the
+# operands. Two dispatch keys would register the same checks twice.
 
 
 @torch.library.impl(_library, "adder2d", "CompositeExplicitAutograd")
@@ -71,9 +73,12 @@ def _adder2d(
     grad: str,
 ) -> Tensor:
     check_rule(grad)
-    return reference.adder2d(
-        input, weight, bias, make_geometry(stride, padding, dilation, groups)
-    )
+    geometry = make_geometry(stride, padding, dilation, groups)
+    size = output_shape(input, weight, bias, geometry)
+    handle = cpu.library() if input.device.type == "cpu" else None
+    if handle is None:
+        return reference.adder2d(input, weight, bias, geometry)
+    return cpu.adder2d(handle, input, weight, bias, geometry, size)
 
 
 @torch.library.impl(_library, "adder2d_backward_input", "CompositeExplicitAutograd")
@@ -90,7 +95,10 @@ def _adder2d_backward_input(
     check_rule(grad)
     geometry = make_geometry(stride, padding, dilation, groups)
     _check_backward(grad_output, input, weight, geometry)
-    return reference.adder2d_backward_input(grad_output, input, weight, geometry, grad)
+    handle = cpu.library() if input.device.type == "cpu" else None
+    if handle is None:
+        return reference.adder2d_backward_input(grad_output, input, weight, geometry, grad)
+    return cpu.adder2d_backward_input(handle, grad_output, input, weight, geometry, grad)
 
 
 @torch.library.impl(_library, "adder2d_backward_weight", "CompositeExplicitAutograd")
@@ -107,9 +115,12 @@ def _adder2d_backward_weight(
     check_rule(grad)
     geometry = make_geometry(stride, padding, dilation, groups)
     _check_backward(grad_output, input, weight, geometry)
-    if grad == "exact":
+    if grad != "exact":
+        return weight_gradient.adder2d_backward_weight(grad_output, input, weight, geometry)
+    handle = cpu.library() if input.device.type == "cpu" else None
+    if handle is None:
         return reference.adder2d_backward_weight(grad_output, input, weight, geometry, grad)
-    return weight_gradient.adder2d_backward_weight(grad_output, input, weight, geometry)
+    return cpu.adder2d_backward_weight_sign(handle, grad_output, input, weight, geometry)
 
 
 # Fake kernels -----------------------------------------------------------------------------------
