@@ -39,7 +39,7 @@ class BackwardInput {
     weights_have_nan_ = any_nan(packed_, num_weights);
 
     int status = TA_OK;
-#pragma omp parallel num_threads(threads) reduction(max : status)
+#pragma omp parallel num_threads(threads) reduction(| : status)
     {
       Unit unit;
       Buffer<T> slab(plan_.slab_elements());

@@ -32,7 +32,7 @@ class BackwardWeightSign {
     for (const Block& block : plan_.blocks) block_rows = max64(block_rows, rows_of(block));
 
     int status = TA_OK;
-#pragma omp parallel num_threads(threads) reduction(max : status)
+#pragma omp parallel num_threads(threads) reduction(| : status)
     {
       Unit unit;
       Buffer<T> slab(plan_.slab_elements());

@@ -46,7 +46,7 @@ class Forward {
     if (fast_) sum_filters(threads);
 
     int status = TA_OK;
-#pragma omp parallel num_threads(threads) reduction(max : status)
+#pragma omp parallel num_threads(threads) reduction(| : status)
     {
       Unit unit;
       Buffer<T> slab(plan_.slab_elements());

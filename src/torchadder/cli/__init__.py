@@ -5,7 +5,7 @@ Every sub-command is a module of this package, named like the command, with two 
 * `add_arguments(parser)` declares its options on a `jsonargparse.ArgumentParser`;
 * `run(args)` does the work and returns the exit status (None is 0).
 
-A module may also have `rewrite(argv)`, which turns what the user typed into what the parser expects.
+A module may also have `rewrite(argv)`: what the user typed, turned into what its parser expects.
 A command's module is imported only when that command is called, so that `torchadder --help` answers
 at once. This package knows nothing of models or training: it parses, calls, and turns exceptions
 meant for users into one line.
@@ -149,8 +149,9 @@ def _explain(message: str, parser: ArgumentParser, argv: list[str]) -> str:
         ]
         kind = "option" if unknown.startswith("-") else "argument"
         return f"unknown {kind} {unknown!r}{nearest(unknown, known)}"
-    message = message.replace("<class '", "").replace("'>", "").replace("Parser key ", "")
-    return message.replace("typing.", "")
+    from torchadder.training.recipe import explain
+
+    return explain(message.replace(f'Parser key "{argv[0]}.', 'Parser key "'))
 
 
 def _report(message: str) -> None:
