@@ -1,0 +1,402 @@
+"""Counting by running: a dispatch mode below the model sees every operator call and its module.
+
+A copy of the model whose tensors have shapes and no values is run once on the meta device. A model
+whose control flow depends on values (box suppression in a detector) cannot run there; then a copy
+that shares the parameters is run on its own device, and the counted operators return zeros of the
+right shape instead of being computed. The model itself never runs: forward passes may write to
+attributes (a detector caches its anchors), and those of the caller must not hold meta tensors.
+"""
+
+import copy
+
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
+from torch.nn.parameter import is_lazy
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_flatten, tree_map
+
+from torchadder.energy.costs import CostTable
+from torchadder.energy.formulas import (
+    Arithmetic,
+    count_bias,
+    count_call,
+    count_elementwise,
+    is_product,
+)
+from torchadder.energy.report import EnergyReport, LayerCount
+
+
+def count(
+    model: nn.Module,
+    *inputs: Any,
+    costs: CostTable | None = None,
+    dtype: torch.dtype | None = None,
+    include_elementwise: bool = False,
+    **kwargs: Any,
+) -> EnergyReport:
+    """Count the multiplications and additions of one forward pass and the energy they take.
+
+    A tap of a convolution or matrix product is 1 multiplication and 1 addition, a tap of an adder
+    layer 2 additions (the rule behind the tables of AdderNet, arXiv 1912.13200, and of adder
+    detection, arXiv 2112.13608); energy = sum of the counts times the costs of the layer's number
+    format. Functional calls count like modules, a layer called twice counts twice. What runs, in
+    evaluation mode on the meta device, is a copy without values: the model, its statistics,
+    gradients, flags and attributes and the random number generators stay as they are, nothing
+    large is allocated, and a model whose parameters are meta tensors will do. Hooks run on the
+    copy.
+
+    Where values decide what is computed (detectors), shapes are not enough: the model is run on
+    its own device with the counted operators returning zeros, and `EnergyReport.note` says so.
+    Counts behind such a decision hold for that run, not for every image.
+
+    Args:
+        model: any `nn.Module`.
+        *inputs: positional inputs: a tensor, or a tuple of integers that stands for a tensor of
+            that shape in the model's number format, or a list or dict of those (a detector takes
+            a list of images, such as `[(3, 800, 1344)]`). Tensors are not written to.
+        costs: energy of one addition and multiplication by number format; default `CostTable()`.
+        dtype: number format to take the energy and the weights' size for, instead of each layer's
+            own: `torch.int8` answers "what if all of it ran in int8".
+        include_elementwise: also count biases, normalisation (with running statistics),
+            activations, pooling and residual additions; the papers do not. Exponentials and their
+            like are neither multiplications nor additions and never counted.
+        **kwargs: keyword arguments of the model, tensors among them moved like the inputs.
+
+    Returns:
+        The rows and totals; `print(report)` shows a table.
+
+    Raises:
+        TypeError: if `model` is no `nn.Module` or an input is a list of integers.
+        ValueError: if the model cannot be copied or run on these inputs, has uninitialised lazy
+            parameters, or `costs` has no figure for a layer's number format.
+
+    >>> report = count(nn.Conv2d(3, 16, 3, padding=1, bias=False), (1, 3, 32, 32))
+    >>> report.num_mul, report.num_add
+    (442368, 442368)
+    """
+    model = _unwrap(model)
+    for value in inputs:
+        _check_input(value)
+    on_meta = _Recorder(include_elementwise)
+    device, note = "meta", ""
+    try:
+        _run(model, inputs, kwargs, on_meta, torch.device("meta"))
+        recorder = on_meta
+    # The model is the caller's code: whatever it raises without values, it may not raise with.
+    except Exception as meta_error:
+        real = _device_of(model)
+        if real.type == "meta":
+            raise _cannot_run(model, inputs, meta_error) from meta_error
+        recorder = _Recorder(include_elementwise)
+        try:
+            _run(model, inputs, kwargs, recorder, real)
+        except Exception as error:
+            raise _cannot_run(model, inputs, error) from error
+        device = real.type
+        note = f"shapes alone were not enough ({_first_line(meta_error)})"
+    return _report(model, recorder, costs or CostTable(), dtype, device, note)
+
+
+@dataclass
+class _Tally:
+    """The running sum of one row."""
+
+    output_shape: tuple[int, ...]
+    dtype: torch.dtype
+    calls: int = 0
+    num_mul: int = 0
+    num_add: int = 0
+
+
+class _Recorder:
+    """Adds up calls by module path, kind of operator and number format."""
+
+    def __init__(self, include_elementwise: bool) -> None:
+        self.include_elementwise = include_elementwise
+        self.tallies: dict[tuple[str, str, torch.dtype], _Tally] = {}
+
+    def add(self, path: str, counted: Arithmetic, dtype: torch.dtype, out: Tensor) -> None:
+        key = (path, counted.op, dtype)
+        tally = self.tallies.setdefault(key, _Tally(tuple(out.shape), dtype))
+        tally.calls += 1
+        tally.num_mul += counted.num_mul
+        tally.num_add += counted.num_add
+
+
+class _CountingMode(TorchDispatchMode):
+    """Records every counted operator call; off the meta device it skips their values."""
+
+    def __init__(
+        self, recorder: _Recorder, current_path: Callable[[], str], skip_values: bool
+    ) -> None:
+        super().__init__()
+        self.recorder = recorder
+        self.current_path = current_path
+        self.skip_values = skip_values
+
+    def __torch_dispatch__(
+        self,
+        func: torch._ops.OpOverload,
+        types: Any,
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> Any:
+        kwargs = kwargs or {}
+        product = is_product(func)
+        out = (
+            _zeros_of(func, args, kwargs) if product and self.skip_values else func(*args, **kwargs)
+        )
+        if product:
+            # The operands decide the format: the output of an int8 product is int32.
+            self._record(count_call(func, args, kwargs, out), _first_dtype(args), out)
+            if self.recorder.include_elementwise:
+                self._record(count_bias(func, args, out), _first_dtype(out), out)
+        elif self.recorder.include_elementwise:
+            self._record(count_elementwise(func, args, out), _first_dtype(out), out)
+        return out
+
+    def _record(self, counted: Arithmetic | None, dtype: torch.dtype | None, out: Any) -> None:
+        if counted is None or dtype is None or not counted.num_mul + counted.num_add:
+            return
+        first = next(leaf for leaf in tree_flatten(out)[0] if isinstance(leaf, Tensor))
+        self.recorder.add(self.current_path(), counted, dtype, first)
+
+
+def _zeros_of(func: torch._ops.OpOverload, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """Return zeros of the shapes `func` would return, on the device of its first tensor."""
+    leaves = tree_flatten((args, kwargs))[0]
+    device = next(leaf.device for leaf in leaves if isinstance(leaf, Tensor))
+    shape_args, shape_kwargs = tree_map(
+        lambda leaf: leaf.to("meta") if isinstance(leaf, Tensor) else leaf, (args, kwargs)
+    )
+    shapes = func(*shape_args, **shape_kwargs)
+    return tree_map(
+        lambda leaf: torch.zeros_like(leaf, device=device) if isinstance(leaf, Tensor) else leaf,
+        shapes,
+    )
+
+
+@contextmanager
+def _track_path(model: nn.Module) -> Iterator[Callable[[], str]]:
+    """Yield a function that returns the path of the module now running.
+
+    The hooks are torch's global ones, so the model's own stay as they are; modules that are not
+    part of the model count for the module that called them.
+    """
+    names: dict[int, str] = {}
+    for name, module in model.named_modules():
+        names.setdefault(id(module), name)
+    stack = [""]
+
+    def enter(module: nn.Module, args: Any) -> None:
+        stack.append(names.get(id(module), stack[-1]))
+
+    def leave(module: nn.Module, args: Any, output: Any) -> None:
+        stack.pop()
+
+    handles = [
+        register_module_forward_pre_hook(enter),
+        register_module_forward_hook(leave, always_call=True),
+    ]
+    try:
+        yield lambda: stack[-1]
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+@contextmanager
+def _unfused_attention() -> Iterator[None]:
+    """Make attention run as the matrix products that it is, so that they are seen."""
+    from torch.nn.attention import SDPBackend, sdpa_kernel
+
+    enabled = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        with sdpa_kernel(SDPBackend.MATH):
+            yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(enabled)
+
+
+def _run(
+    model: nn.Module,
+    inputs: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    recorder: _Recorder,
+    device: torch.device,
+) -> None:
+    """Run a copy of the model once on `device`, recording its operators."""
+    on_meta = device.type == "meta"
+    twin = _twin(model, on_meta)
+    arguments = tuple(_materialise(value, device, _dtype_of(model)) for value in inputs)
+    keywords = tree_map(lambda leaf: _move(leaf, device), kwargs)
+    with ExitStack() as stack:
+        stack.enter_context(torch.random.fork_rng([device] if device.type == "cuda" else []))
+        stack.enter_context(torch.no_grad())
+        stack.enter_context(_unfused_attention())
+        current_path = stack.enter_context(_track_path(twin))
+        stack.enter_context(_CountingMode(recorder, current_path, skip_values=not on_meta))
+        twin(*arguments, **keywords)
+
+
+def _twin(model: nn.Module, on_meta: bool) -> nn.Module:
+    """Copy the modules and their attributes, but not the values of their parameters.
+
+    The copy is in evaluation mode. Its tensors are meta tensors, or, if not `on_meta`, the
+    parameters of `model` itself and clones of everything that a forward pass may write to.
+    """
+    memo: dict[int, Any] = {}
+    for module in model.modules():
+        for tensor in tree_flatten(dict(vars(module)))[0]:
+            if not isinstance(tensor, Tensor) or id(tensor) in memo:
+                continue
+            if isinstance(tensor, nn.Parameter):
+                meta = nn.Parameter(tensor.detach().to("meta"), requires_grad=False)
+                memo[id(tensor)] = meta if on_meta else tensor
+            else:
+                memo[id(tensor)] = (
+                    tensor.detach().to("meta") if on_meta else tensor.detach().clone()
+                )
+    twin = copy.deepcopy(model, memo)
+    for module in twin.modules():
+        # Not eval(), which may be overridden.
+        module.training = False
+    return twin
+
+
+def _report(
+    model: nn.Module,
+    recorder: _Recorder,
+    costs: CostTable,
+    dtype: torch.dtype | None,
+    device: str,
+    note: str,
+) -> EnergyReport:
+    def size(parameter: Tensor) -> int:
+        itemsize = parameter.element_size() if dtype is None else dtype.itemsize
+        return parameter.numel() * itemsize
+
+    modules = dict(model.named_modules())
+    weights_listed = set()
+    layers = []
+    for (path, op, own_dtype), tally in recorder.tallies.items():
+        weight_bytes = 0
+        if path not in weights_listed:
+            weights_listed.add(path)
+            weight_bytes = sum(map(size, modules[path].parameters(recurse=False)))
+        layer_dtype = dtype or own_dtype
+        cost = costs.of(layer_dtype)
+        layers.append(
+            LayerCount(
+                name=path,
+                op=op,
+                output_shape=tally.output_shape,
+                calls=tally.calls,
+                num_mul=tally.num_mul,
+                num_add=tally.num_add,
+                weight_bytes=weight_bytes,
+                dtype=str(layer_dtype).removeprefix("torch."),
+                energy_pj=tally.num_mul * cost.mul + tally.num_add * cost.add,
+            )
+        )
+    config = getattr(model, "config", None)
+    name = config.get("name") if isinstance(config, dict) else None
+    return EnergyReport(
+        model=str(name or type(model).__name__),
+        layers=tuple(layers),
+        weight_bytes=sum(map(size, model.parameters())),
+        costs=costs,
+        device=device,
+        note=note,
+    )
+
+
+def _unwrap(model: nn.Module) -> nn.Module:
+    """Return the module inside the wrappers of torch.compile and data parallelism."""
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"model must be an nn.Module, got {type(model).__name__}")
+    parallel = nn.DataParallel | nn.parallel.DistributedDataParallel
+    while True:
+        if isinstance(model, parallel):
+            model = model.module
+        elif isinstance(getattr(model, "_orig_mod", None), nn.Module):
+            model = model._orig_mod  # type: ignore[assignment]
+        else:
+            break
+    lazy = [name for name, value in model.named_parameters() if is_lazy(value)]
+    if lazy:
+        raise ValueError(f"{lazy[0]} has no shape yet: run the model once before counting it")
+    return model
+
+
+def _is_shape(value: Any) -> bool:
+    return (
+        isinstance(value, tuple)
+        and bool(value)
+        and all(isinstance(size, int) and not isinstance(size, bool) for size in value)
+    )
+
+
+def _check_input(value: Any) -> None:
+    if isinstance(value, list) and value and all(isinstance(item, int) for item in value):
+        raise TypeError(f"a shape is a tuple of integers, got the list {value}")
+    if _is_shape(value) and min(value) < 0:
+        raise ValueError(f"the sizes of an input shape must not be negative, got {value}")
+
+
+def _materialise(value: Any, device: torch.device, dtype: torch.dtype) -> Any:
+    """Turn shapes into zeros and move tensors, inside lists, tuples and dicts too."""
+    if _is_shape(value):
+        return torch.zeros(value, device=device, dtype=dtype)
+    if isinstance(value, list | tuple) and not hasattr(value, "_fields"):
+        return type(value)(_materialise(item, device, dtype) for item in value)
+    if isinstance(value, dict):
+        return {key: _materialise(item, device, dtype) for key, item in value.items()}
+    return _move(value, device)
+
+
+def _move(value: Any, device: torch.device) -> Any:
+    """Return a tensor on `device` that shares no memory with `value`; other values as they are."""
+    if not isinstance(value, Tensor):
+        return value
+    value = value.detach()
+    return value.to(device) if value.device != device else value.clone()
+
+
+def _first_dtype(values: Any) -> torch.dtype | None:
+    leaves = tree_flatten(values)[0]
+    return next((leaf.dtype for leaf in leaves if isinstance(leaf, Tensor)), None)
+
+
+def _dtype_of(model: nn.Module) -> torch.dtype:
+    """Return the format of the first floating-point parameter, torch's default without one."""
+    formats = (value.dtype for value in model.parameters() if value.is_floating_point())
+    return next(formats, torch.get_default_dtype())
+
+
+def _device_of(model: nn.Module) -> torch.device:
+    for tensors in (model.parameters(), model.buffers()):
+        for tensor in tensors:
+            return tensor.device
+    return torch.device("cpu")
+
+
+def _first_line(error: BaseException) -> str:
+    lines = str(error).strip().splitlines()
+    return lines[0].strip() if lines else type(error).__name__
+
+
+def _cannot_run(model: nn.Module, inputs: tuple[Any, ...], error: BaseException) -> ValueError:
+    shapes = tree_map(lambda leaf: tuple(leaf.shape) if isinstance(leaf, Tensor) else leaf, inputs)
+    described = ", ".join(map(str, shapes)) or "no inputs"
+    return ValueError(
+        f"{type(model).__name__} cannot be run on {described}: "
+        f"{type(error).__name__}: {_first_line(error)}"
+    )

@@ -1,0 +1,191 @@
+"""The result of a count: rows, totals, and their renderings as text, CSV and JSON values."""
+
+import csv
+import io
+import os
+from dataclasses import dataclass, fields
+from typing import Any
+
+from torchadder.energy.costs import CostTable
+
+
+@dataclass(frozen=True)
+class LayerCount:
+    """All calls of one kind of operator inside one module.
+
+    Attributes:
+        name: path of the module, as in `named_modules`; "" is the model itself.
+        op: kind of operator, such as "conv2d", "adder2d", "matmul".
+        output_shape: shape of the first call's output.
+        calls: how often the operator was called.
+        num_mul: multiplications of all calls.
+        num_add: additions of all calls.
+        weight_bytes: size of the module's own parameters, on the first row of that module.
+        dtype: number format the energy was taken for.
+        energy_pj: energy of all calls, in pJ.
+    """
+
+    name: str
+    op: str
+    output_shape: tuple[int, ...]
+    calls: int
+    num_mul: int
+    num_add: int
+    weight_bytes: int
+    dtype: str
+    energy_pj: float
+
+
+@dataclass(frozen=True)
+class EnergyReport:
+    """Multiplications, additions and energy of one forward pass; `str()` gives a table.
+
+    Attributes:
+        model: name of the model or of its class.
+        layers: one row for each module and kind of operator, in the order of their first calls.
+        weight_bytes: size of all parameters of the model.
+        costs: the table the energies come from.
+        device: "meta" if shapes alone decided the count; otherwise the device of a run in which
+            the counted operators returned zeros and everything else was computed.
+        note: why the count needed more than shapes, "" if it did not.
+    """
+
+    model: str
+    layers: tuple[LayerCount, ...]
+    weight_bytes: int
+    costs: CostTable
+    device: str = "meta"
+    note: str = ""
+
+    @property
+    def num_mul(self) -> int:
+        """Number of multiplications."""
+        return sum(layer.num_mul for layer in self.layers)
+
+    @property
+    def num_add(self) -> int:
+        """Number of additions."""
+        return sum(layer.num_add for layer in self.layers)
+
+    @property
+    def energy_pj(self) -> float:
+        """Energy of the arithmetic, in pJ."""
+        return sum(layer.energy_pj for layer in self.layers)
+
+    @property
+    def energy_mj(self) -> float:
+        """Energy of the arithmetic, in mJ."""
+        return self.energy_pj * 1e-9
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return totals and rows as JSON values."""
+        return {
+            "model": self.model,
+            "num_mul": self.num_mul,
+            "num_add": self.num_add,
+            "energy_pj": self.energy_pj,
+            "energy_mj": self.energy_mj,
+            "weight_bytes": self.weight_bytes,
+            "costs": self.costs.name,
+            "device": self.device,
+            "note": self.note,
+            "layers": [self._row(layer) for layer in self.layers],
+        }
+
+    def to_csv(self, path: str | os.PathLike[str] | None = None) -> str:
+        """Return the rows as CSV, and write them to `path` if one is given.
+
+        Args:
+            path: file to write; its folder must exist.
+
+        Raises:
+            OSError: if the file cannot be written.
+        """
+        text = io.StringIO()
+        writer = csv.DictWriter(
+            text, [f.name for f in fields(LayerCount)] + ["energy_share"], lineterminator="\n"
+        )
+        writer.writeheader()
+        for layer in self.layers:
+            row = self._row(layer)
+            writer.writerow({**row, "output_shape": "x".join(map(str, layer.output_shape))})
+        if path is not None:
+            with open(path, "w", encoding="utf-8", newline="") as file:
+                file.write(text.getvalue())
+        return text.getvalue()
+
+    def share(self, layer: LayerCount) -> float:
+        """Return the part of the total energy that `layer` takes, between 0 and 1."""
+        total = self.energy_pj
+        return layer.energy_pj / total if total else 0.0
+
+    def __str__(self) -> str:
+        from rich import box
+        from rich.console import Console
+        from rich.table import Table
+
+        table = Table(
+            title=f"{self.model}: {len(self.layers)} layers", box=box.SIMPLE_HEAD, show_footer=True
+        )
+        totals = {
+            "name": ("total", "left"),
+            "op": ("", "left"),
+            "output": ("", "left"),
+            "mul": (short_number(self.num_mul), "right"),
+            "add": (short_number(self.num_add), "right"),
+            "weights": (f"{short_number(self.weight_bytes)}B", "right"),
+            "energy": (short_energy(self.energy_pj), "right"),
+            "share": ("100.0%" if self.energy_pj else "-", "right"),
+        }
+        for header, (footer, justify) in totals.items():
+            table.add_column(header, footer, justify=justify, no_wrap=True)  # type: ignore[arg-type]
+        for layer in self.layers:
+            table.add_row(
+                layer.name or "(model)",
+                layer.op if layer.calls == 1 else f"{layer.op} ({layer.calls} calls)",
+                "x".join(map(str, layer.output_shape)),
+                short_number(layer.num_mul),
+                short_number(layer.num_add),
+                f"{short_number(layer.weight_bytes)}B",
+                short_energy(layer.energy_pj),
+                f"{self.share(layer):.1%}",
+            )
+        text = io.StringIO()
+        console = Console(file=text, width=160, force_terminal=False, color_system=None)
+        console.print(table)
+        formats = ", ".join(dict.fromkeys(layer.dtype for layer in self.layers))
+        lines = [line.rstrip() for line in text.getvalue().splitlines()]
+        lines.append(f"costs: {self.costs.name}; {formats or 'nothing counted'}")
+        if self.note:
+            lines.append(f"counted on {self.device}: {self.note}")
+        return "\n".join(lines)
+
+    def _row(self, layer: LayerCount) -> dict[str, Any]:
+        row = {f.name: getattr(layer, f.name) for f in fields(LayerCount)}
+        row["output_shape"] = list(layer.output_shape)
+        row["energy_share"] = self.share(layer)
+        return row
+
+
+def short_number(value: float) -> str:
+    """Return `value` with the unit letter that keeps it short, as the papers print counts.
+
+    >>> short_number(69_124_096), short_number(640), short_number(214.7e9)
+    ('69.12M', '640', '214.70G')
+    """
+    for factor, letter in ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "K")):
+        if abs(value) >= factor:
+            return f"{value / factor:.2f}{letter}"
+    return f"{value:.0f}"
+
+
+def short_energy(energy_pj: float) -> str:
+    """Return an energy in the unit that keeps it short.
+
+    >>> short_energy(987.7e9), short_energy(318e6)
+    ('987.7 mJ', '318.0 uJ')
+    """
+    for factor, unit in ((1e9, "mJ"), (1e6, "uJ"), (1e3, "nJ")):
+        if energy_pj >= factor:
+            return f"{energy_pj / factor:.1f} {unit}"
+    return f"{energy_pj:.1f} pJ"
