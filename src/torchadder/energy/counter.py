@@ -8,7 +8,6 @@ attributes (a detector caches its anchors), and those of the caller must not hol
 """
 
 import copy
-
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -99,7 +98,7 @@ def count(
         except Exception as error:
             raise _cannot_run(model, inputs, error) from error
         device = real.type
-        note = f"shapes alone were not enough ({_first_line(meta_error)})"
+        note = f"shapes alone were not enough ({_first_sentence(meta_error)})"
     return _report(model, recorder, costs or CostTable(), dtype, device, note)
 
 
@@ -120,6 +119,7 @@ class _Recorder:
     def __init__(self, include_elementwise: bool) -> None:
         self.include_elementwise = include_elementwise
         self.tallies: dict[tuple[str, str, torch.dtype], _Tally] = {}
+        self.called: set[str] = set()
 
     def add(self, path: str, counted: Arithmetic, dtype: torch.dtype, out: Tensor) -> None:
         key = (path, counted.op, dtype)
@@ -183,8 +183,8 @@ def _zeros_of(func: torch._ops.OpOverload, args: tuple[Any, ...], kwargs: dict[s
 
 
 @contextmanager
-def _track_path(model: nn.Module) -> Iterator[Callable[[], str]]:
-    """Yield a function that returns the path of the module now running.
+def _track_path(model: nn.Module, called: set[str]) -> Iterator[Callable[[], str]]:
+    """Yield a function that returns the path of the module now running; collect them in `called`.
 
     The hooks are torch's global ones, so the model's own stay as they are; modules that are not
     part of the model count for the module that called them.
@@ -196,6 +196,7 @@ def _track_path(model: nn.Module) -> Iterator[Callable[[], str]]:
 
     def enter(module: nn.Module, args: Any) -> None:
         stack.append(names.get(id(module), stack[-1]))
+        called.add(stack[-1])
 
     def leave(module: nn.Module, args: Any, output: Any) -> None:
         stack.pop()
@@ -241,7 +242,7 @@ def _run(
         stack.enter_context(torch.random.fork_rng([device] if device.type == "cuda" else []))
         stack.enter_context(torch.no_grad())
         stack.enter_context(_unfused_attention())
-        current_path = stack.enter_context(_track_path(twin))
+        current_path = stack.enter_context(_track_path(twin, recorder.called))
         stack.enter_context(_CountingMode(recorder, current_path, skip_values=not on_meta))
         twin(*arguments, **keywords)
 
@@ -283,14 +284,13 @@ def _report(
         itemsize = parameter.element_size() if dtype is None else dtype.itemsize
         return parameter.numel() * itemsize
 
-    modules = dict(model.named_modules())
-    weights_listed = set()
+    rows = {path for path, _, _ in recorder.tallies}
+    bytes_of_row: dict[str, int] = {}
+    for name, parameter in model.named_parameters():
+        row = _row_of(name, rows, recorder.called)
+        bytes_of_row[row] = bytes_of_row.get(row, 0) + size(parameter)
     layers = []
     for (path, op, own_dtype), tally in recorder.tallies.items():
-        weight_bytes = 0
-        if path not in weights_listed:
-            weights_listed.add(path)
-            weight_bytes = sum(map(size, modules[path].parameters(recurse=False)))
         layer_dtype = dtype or own_dtype
         cost = costs.of(layer_dtype)
         layers.append(
@@ -301,7 +301,8 @@ def _report(
                 calls=tally.calls,
                 num_mul=tally.num_mul,
                 num_add=tally.num_add,
-                weight_bytes=weight_bytes,
+                # The module's first row takes all its bytes, so that the column adds up.
+                weight_bytes=bytes_of_row.pop(path, 0),
                 dtype=str(layer_dtype).removeprefix("torch."),
                 energy_pj=tally.num_mul * cost.mul + tally.num_add * cost.add,
             )
@@ -318,18 +319,28 @@ def _report(
     )
 
 
+def _row_of(parameter: str, rows: set[str], called: set[str]) -> str:
+    """Return the path of the module on whose row a parameter's bytes belong.
+
+    That is the module that holds it, or, if that one was never called (the output projection
+    inside attention) or only computes the parameter (a parametrisation), the one around it.
+    """
+    path = parameter.rpartition(".")[0]
+    path = f".{path}".partition(".parametrizations.")[0].removeprefix(".")
+    while path and path not in rows and path not in called:
+        path = path.rpartition(".")[0]
+    return path
+
+
 def _unwrap(model: nn.Module) -> nn.Module:
     """Return the module inside the wrappers of torch.compile and data parallelism."""
     if not isinstance(model, nn.Module):
         raise TypeError(f"model must be an nn.Module, got {type(model).__name__}")
     parallel = nn.DataParallel | nn.parallel.DistributedDataParallel
-    while True:
-        if isinstance(model, parallel):
-            model = model.module
-        elif isinstance(getattr(model, "_orig_mod", None), nn.Module):
-            model = model._orig_mod  # type: ignore[assignment]
-        else:
-            break
+    while isinstance(model, parallel) or hasattr(model, "_orig_mod"):
+        inner = model.module if isinstance(model, parallel) else model._orig_mod
+        assert isinstance(inner, nn.Module)
+        model = inner
     lazy = [name for name, value in model.named_parameters() if is_lazy(value)]
     if lazy:
         raise ValueError(f"{lazy[0]} has no shape yet: run the model once before counting it")
@@ -388,9 +399,9 @@ def _device_of(model: nn.Module) -> torch.device:
     return torch.device("cpu")
 
 
-def _first_line(error: BaseException) -> str:
+def _first_sentence(error: BaseException) -> str:
     lines = str(error).strip().splitlines()
-    return lines[0].strip() if lines else type(error).__name__
+    return lines[0].strip().partition(". ")[0] if lines else type(error).__name__
 
 
 def _cannot_run(model: nn.Module, inputs: tuple[Any, ...], error: BaseException) -> ValueError:
@@ -398,5 +409,5 @@ def _cannot_run(model: nn.Module, inputs: tuple[Any, ...], error: BaseException)
     described = ", ".join(map(str, shapes)) or "no inputs"
     return ValueError(
         f"{type(model).__name__} cannot be run on {described}: "
-        f"{type(error).__name__}: {_first_line(error)}"
+        f"{type(error).__name__}: {_first_sentence(error)}"
     )

@@ -142,7 +142,7 @@ def _per_output(op: str, num_mul: int, num_add: int) -> Formula:
 
 
 def _pool(op: str, num_mul: int, dims: int) -> Formula:
-    """k taps take k - 1 additions or comparisons; an average also takes one multiplication."""
+    """Pooling over k taps: k - 1 additions or comparisons; an average multiplies once more."""
 
     def formula(args: tuple[Any, ...], out: Tensor) -> Arithmetic:
         kernel = list(args[1])
