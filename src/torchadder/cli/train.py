@@ -1,0 +1,111 @@
+"""`torchadder train`: a recipe, with any of its keys replaced on the command line."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import TYPE_CHECKING, Any
+
+from torchadder import recipes
+from torchadder.cli import UserError
+from torchadder.training.recipe import Recipe, from_dict
+
+if TYPE_CHECKING:
+    from jsonargparse import ArgumentParser
+
+# Short forms of the keys that smoke runs and machines need.
+SHORT = {
+    "accelerator": "trainer.accelerator",
+    "accumulate": "trainer.accumulate",
+    "batch_size": "data.batch_size",
+    "devices": "trainer.devices",
+    "limit_train_batches": "trainer.limit_train_batches",
+    "limit_val_batches": "trainer.limit_val_batches",
+    "precision": "trainer.precision",
+    "threads": "trainer.threads",
+}
+_FLAGS = ("-h", "--help", "--list")
+
+
+def add_arguments(parser: ArgumentParser) -> None:
+    """Declares the options of `torchadder train`."""
+    parser.usage = (
+        "torchadder train RECIPE [--KEY VALUE ...]\n"
+        "       torchadder train --resume RUN_FOLDER\n"
+        "       torchadder train --list"
+    )
+    short = ", ".join(f"--{name.replace('_', '-')}" for name in SHORT)
+    parser.epilog = (
+        "RECIPE is a name from --list or a YAML file, such as the config.yaml of a run. "
+        "A value is taken from the command line, else from the recipe, else from the default. "
+        f"Short for --trainer.* and --data.batch_size: {short}. "
+        "--debug shows the traceback of an error."
+    )
+    parser.add_argument("--list", action="store_true", help="List the recipes and stop.")
+    parser.add_argument(
+        "--output", type=str | None, help="Run folder, new or empty (default: runs/NAME-TIME)."
+    )
+    parser.add_argument("--resume", type=str | None, help="Run folder to continue.")
+    parser.add_argument("--recipe", action="config", help="The same as RECIPE.")
+    parser.add_class_arguments(Recipe)
+
+
+def rewrite(argv: list[str]) -> list[str]:
+    """Puts the recipe first, as the parser's config file, and spells short options out."""
+    options: list[str] = []
+    positional: list[str] = []
+    position = 0
+    while position < len(argv):
+        argument = argv[position]
+        position += 1
+        if not argument.startswith("-"):
+            positional.append(argument)
+            continue
+        name, equals, value = argument.partition("=")
+        name = name if name in _FLAGS else "--" + name.lstrip("-").replace("-", "_")
+        name = f"--{SHORT.get(name[2:], name[2:])}" if name.startswith("--") else name
+        if name == "--recipe" and (equals or position < len(argv)):
+            positional.append(value if equals else argv[position])
+            position += not equals
+            continue
+        options.append(name + equals + value)
+        if not equals and name not in _FLAGS and position < len(argv):
+            options.append(argv[position])
+            position += 1
+    if len(positional) > 1:
+        raise UserError(f"one recipe is wanted, got {' and '.join(positional)}")
+    if not positional:
+        return options
+    recipes.read(positional[0])  # unknown keys get a better message than the parser's
+    return ["--recipe", str(recipes.find(positional[0])), *options]
+
+
+def run(args: Any) -> None:
+    """Trains, resumes, or lists the recipes."""
+    if args.list:
+        width = max(len(name) for name in recipes.names())
+        for name in recipes.names():
+            print(f"{name:<{width}}  {recipes.describe(name)}")
+        return
+    if args.resume is not None:
+        if args.recipe:
+            raise UserError("--resume takes the recipe of the run; leave RECIPE out")
+        from torchadder.training import resume
+
+        _report(resume(args.resume))
+        return
+    if not args.recipe:
+        raise UserError("no recipe given; torchadder train --list shows what there is")
+    from torchadder.training import fit
+
+    values = args.as_dict()
+    sections = {field.name: values[field.name] for field in dataclasses.fields(Recipe)}
+    _report(fit(from_dict(sections, "command line"), output=args.output))
+
+
+def _report(result: Any) -> None:
+    metrics = result.metrics
+    print(
+        f"best epoch {metrics['best_epoch']:.0f}: "
+        f"validation accuracy {100 * metrics['best_val_accuracy']:.2f} %"
+    )
+    print(f"run folder: {result.folder}")

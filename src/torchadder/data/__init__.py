@@ -1,0 +1,31 @@
+"""Images and labels for training and evaluation, whatever they come from.
+
+`ImageData` is the Lightning data module; `Preprocess` is the deterministic part of its transforms,
+which travels with a checkpoint. What a model does with the images is unknown here.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from torchadder.data.images import Preprocess as Preprocess
+    from torchadder.data.images import decode as decode
+    from torchadder.data.module import ImageData as ImageData
+    from torchadder.data.sources import DataError as DataError
+
+_NAMES = {
+    "DataError": "torchadder.data.sources",
+    "ImageData": "torchadder.data.module",
+    "Preprocess": "torchadder.data.images",
+    "decode": "torchadder.data.images",
+}
+
+__all__ = list(_NAMES)
+
+
+def __getattr__(name: str) -> Any:
+    if name in _NAMES:
+        return getattr(importlib.import_module(_NAMES[name]), name)
+    raise AttributeError(f"module 'torchadder.data' has no attribute {name!r}")

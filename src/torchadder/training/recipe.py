@@ -1,0 +1,380 @@
+"""What a training run is: plain dataclasses that a YAML file or the command line fills.
+
+A `Recipe` is data only. Nothing here imports torch, so the command line can explain and check every
+option at once; `torchadder.training.fit` turns a recipe into a run.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import re
+import typing
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+
+class RecipeError(ValueError):
+    """A recipe that cannot be run; the message names the key, its value and what is wanted."""
+
+
+@dataclass
+class DataConfig:
+    """Where the images come from and how they are fed.
+
+    Args:
+        source: "mnist" (5,000 digits, offline), a folder of parquet files, a folder of images in
+            one sub-folder per class, or the id of a data set on the Hugging Face hub.
+        batch_size: Images per optimizer step and device (times `trainer.accumulate`).
+        augment: Random changes of the training images: "none", "crop" (zero padding of 1/8 of the
+            side, then a crop of the old size), "crop_flip" (the same and a mirror image half of
+            the time), or "resized_crop_flip" (a random part resized to `image_size`: large images).
+        image_size: Height and width fed to the net; null keeps the images' own size.
+        mean: Per-channel mean of the pixels in 0..1; null measures the training images.
+        std: Per-channel standard deviation of the pixels in 0..1; null measures them.
+        image_column: Column of the images; null looks for img, image, pixel_values, png or jpg.
+        label_column: Column of the labels; null looks for label, labels, fine_label, target or cls.
+        num_classes: Number of classes; null takes it from the data.
+        val_split: Split that measures accuracy; null takes validation, else test, else a part
+            of the training images.
+        val_fraction: That part, where the source has a training split only.
+        workers: Processes that decode images; null chooses (0 where the images fit in memory).
+        cache_mb: Decoded images are kept in memory up to this size, in MiB.
+    """
+
+    source: str = "mnist"
+    batch_size: int = 128
+    augment: Literal["none", "crop", "crop_flip", "resized_crop_flip"] = "none"
+    image_size: int | None = None
+    mean: list[float] | None = None
+    std: list[float] | None = None
+    image_column: str | None = None
+    label_column: str | None = None
+    num_classes: int | None = None
+    val_split: str | None = None
+    val_fraction: float = 0.2
+    workers: int | None = None
+    cache_mb: int = 1024
+
+
+@dataclass
+class ModelConfig:
+    """The net to be trained (with `method: pkkd` the student).
+
+    Args:
+        name: A model of `torchadder.models`.
+        conv: Kind of its inner layers: "adder", "conv", or a mapping with arguments of the layer,
+            such as {type: adder, grad: sign}.
+        kwargs: Further arguments of the model's constructor.
+        checkpoint: Weights to start from (a .safetensors file of the same model); null: fresh ones.
+    """
+
+    name: str = "lenet5_bn"
+    conv: str | dict[str, Any] = "adder"
+    kwargs: dict[str, Any] = field(default_factory=dict)
+    checkpoint: str | None = None
+
+
+@dataclass
+class OptimizerConfig:
+    """Stochastic gradient descent with AdderNet's adaptive rate.
+
+    Args:
+        lr: Learning rate at the start.
+        momentum: Momentum.
+        weight_decay: L2 penalty, on adder weights too, as in the authors' code.
+        nesterov: Nesterov's form of momentum.
+        eta: AdderNet's eta (arXiv 1912.13200, eq. 13): the gradient of an adder layer with k
+            weights is scaled to the norm eta * sqrt(k); null leaves it as it is. No effect on
+            other layers.
+    """
+
+    lr: float = 0.1
+    momentum: float = 0.9
+    weight_decay: float = 5e-4
+    nesterov: bool = False
+    eta: float | None = 0.2
+
+
+@dataclass
+class ScheduleConfig:
+    """The learning rate over time.
+
+    Args:
+        name: "cosine" (half a period, from `lr` to `min_lr`) or "constant".
+        interval: "epoch" changes the rate between epochs, as the authors' code does; "step" changes
+            it after each step.
+        min_lr: Rate that the cosine ends at.
+    """
+
+    name: Literal["cosine", "constant"] = "cosine"
+    interval: Literal["epoch", "step"] = "epoch"
+    min_lr: float = 0.0
+
+
+@dataclass
+class DistillConfig:
+    """PKKD (arXiv 2009.13044), used with `method: pkkd`.
+
+    Args:
+        alpha: Weight of the soft-label term.
+        beta: Weight of the kernel-space feature term.
+        temperature: Temperature of the soft labels.
+        taps: Names of the layers whose outputs are compared; null: every adder layer.
+        kernel: Compare in kernel space, as PKKD does (false: the plain outputs).
+        linear_map: Align the two sides by a 1x1 convolution.
+        progressive: Train the teacher in the same steps; false keeps it fixed.
+        teacher_conv: Kind of the teacher's inner layers.
+        teacher_checkpoint: The teacher's initial weights; wanted if it is fixed.
+    """
+
+    alpha: float = 5.0
+    beta: float = 5.0
+    temperature: float = 1.0
+    taps: list[str] | None = None
+    kernel: bool = True
+    linear_map: bool = True
+    progressive: bool = True
+    teacher_conv: str | dict[str, Any] = "conv"
+    teacher_checkpoint: str | None = None
+
+
+@dataclass
+class TrainerConfig:
+    """Where and how the loop runs; passed on to Lightning's Trainer.
+
+    Args:
+        accelerator: "auto", "cpu", "cuda", "mps" ...
+        devices: Number of devices, or "auto".
+        precision: "32-true", "bf16-mixed", "16-mixed", "64-true" ...
+        accumulate: Batches whose gradients are summed before a step.
+        gradient_clip: Largest norm of the whole gradient; null: no limit.
+        limit_train_batches: Number (int) or share (float) of the training batches of an epoch.
+        limit_val_batches: Number (int) or share (float) of the validation batches.
+        threads: Threads of torch on the CPU; null leaves the number as it is.
+        deterministic: Refuse operators without a deterministic form (matters on GPUs only).
+    """
+
+    accelerator: str = "auto"
+    devices: int | str = 1
+    precision: str = "32-true"
+    accumulate: int = 1
+    gradient_clip: float | None = None
+    limit_train_batches: int | float = 1.0
+    limit_val_batches: int | float = 1.0
+    threads: int | None = None
+    deterministic: bool = False
+
+
+@dataclass
+class Recipe:
+    """A training run, complete.
+
+    Args:
+        name: Name of the run, the first part of its folder's name.
+        seed: Seed of the initial weights, the order of the images and their augmentation.
+        epochs: Passes over the training images.
+        method: "supervised" (labels only) or "pkkd" (labels and a teacher of the same shape).
+        data: The images.
+        model: The net.
+        optimizer: The optimizer.
+        schedule: The learning rate over time.
+        distill: The distillation, if `method` is "pkkd".
+        trainer: The loop.
+    """
+
+    name: str = "run"
+    seed: int = 0
+    epochs: int = 10
+    method: Literal["supervised", "pkkd"] = "supervised"
+    data: DataConfig = field(default_factory=DataConfig)
+    model: ModelConfig = field(default_factory=ModelConfig)
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
+    distill: DistillConfig = field(default_factory=DistillConfig)
+    trainer: TrainerConfig = field(default_factory=TrainerConfig)
+
+    def __post_init__(self) -> None:
+        """Refuses values out of range.
+
+        Raises:
+            RecipeError: If a number is out of range or two keys contradict each other.
+        """
+        _require(
+            bool(self.name) and not set(self.name) & set("/\\\0"),
+            "name",
+            self.name,
+            "a name without slashes",
+        )
+        _require(0 <= self.seed < 2**32, "seed", self.seed, "0 .. 4294967295")
+        _require(self.epochs >= 1, "epochs", self.epochs, "at least 1")
+        data, optimizer, trainer = self.data, self.optimizer, self.trainer
+        _require(data.batch_size >= 1, "data.batch_size", data.batch_size, "at least 1")
+        _require(
+            data.image_size is None or data.image_size >= 1,
+            "data.image_size",
+            data.image_size,
+            "at least 1",
+        )
+        _require(
+            0 < data.val_fraction < 1, "data.val_fraction", data.val_fraction, "between 0 and 1"
+        )
+        _require(
+            data.workers is None or data.workers >= 0, "data.workers", data.workers, "at least 0"
+        )
+        _require(
+            data.std is None or all(value > 0 for value in data.std),
+            "data.std",
+            data.std,
+            "positive numbers",
+        )
+        _require(optimizer.lr > 0, "optimizer.lr", optimizer.lr, "a positive number")
+        _require(optimizer.momentum >= 0, "optimizer.momentum", optimizer.momentum, "at least 0")
+        _require(
+            optimizer.weight_decay >= 0,
+            "optimizer.weight_decay",
+            optimizer.weight_decay,
+            "at least 0",
+        )
+        _require(
+            optimizer.eta is None or optimizer.eta > 0,
+            "optimizer.eta",
+            optimizer.eta,
+            "a positive number or null",
+        )
+        _require(
+            0 <= self.schedule.min_lr <= optimizer.lr,
+            "schedule.min_lr",
+            self.schedule.min_lr,
+            f"0 .. optimizer.lr={optimizer.lr}",
+        )
+        _require(trainer.accumulate >= 1, "trainer.accumulate", trainer.accumulate, "at least 1")
+        for key in ("limit_train_batches", "limit_val_batches"):
+            limit = getattr(trainer, key)
+            _require(
+                limit >= 1 if isinstance(limit, int) else 0 < limit <= 1,
+                f"trainer.{key}",
+                limit,
+                "an int of at least 1 or a float in (0, 1]",
+            )
+        _require(
+            trainer.threads is None or trainer.threads >= 1,
+            "trainer.threads",
+            trainer.threads,
+            "at least 1",
+        )
+        if self.method == "pkkd":
+            distill = self.distill
+            _require(distill.temperature > 0, "distill.temperature", distill.temperature, "> 0")
+            _require(
+                distill.progressive or distill.teacher_checkpoint is not None,
+                "distill.teacher_checkpoint",
+                distill.teacher_checkpoint,
+                "a checkpoint, because distill.progressive is false: a fixed teacher must know "
+                "something",
+            )
+
+    def to_dict(self) -> dict[str, Any]:
+        """The recipe as nested dicts of plain values, ready for YAML or JSON."""
+        return dataclasses.asdict(self)
+
+
+def keys(section: type = Recipe, prefix: str = "") -> list[str]:
+    """All keys of a recipe in dotted form, sections included.
+
+    >>> [key for key in keys() if key.startswith("schedule")]
+    ['schedule', 'schedule.name', 'schedule.interval', 'schedule.min_lr']
+    """
+    found = []
+    for name, hint in typing.get_type_hints(section).items():
+        found.append(prefix + name)
+        if dataclasses.is_dataclass(hint):
+            found.extend(keys(typing.cast("type", hint), f"{prefix}{name}."))
+    return found
+
+
+def from_dict(values: dict[str, Any], origin: str = "recipe") -> Recipe:
+    """Builds a recipe from nested dicts, refusing unknown keys and wrong types.
+
+    Args:
+        values: Nested values, as read from YAML; what is missing takes its default.
+        origin: What to call the source of the values in an error.
+
+    Raises:
+        RecipeError: On an unknown key (with the nearest known one), a wrong type, or a value out
+            of range.
+    """
+    from jsonargparse import ArgumentError, ArgumentParser
+
+    check_keys(values, origin)
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_class_arguments(Recipe)
+    try:
+        sections = parser.instantiate(parser.parse_object(values))
+    except ArgumentError as error:
+        raise RecipeError(f"{origin}: {explain(str(error))}") from error
+    return Recipe(**sections.as_dict())
+
+
+def check_keys(values: Any, origin: str, section: Any = Recipe, prefix: str = "") -> None:
+    """Refuses keys that no recipe has.
+
+    Args:
+        values: Nested values, as read from YAML.
+        origin: What to call the source of the values in an error.
+        section: The dataclass that `values` is meant for.
+        prefix: Dotted name of that section, with a dot at its end.
+
+    Raises:
+        RecipeError: Naming the first unknown key and the nearest known one.
+    """
+    if not isinstance(values, dict):
+        where = prefix.rstrip(".") or "the whole"
+        raise RecipeError(f"{origin}: {where} is {values!r}: keys with values are wanted")
+    hints = typing.get_type_hints(section)
+    for key, value in values.items():
+        if key not in hints:
+            name = f"{prefix}{key}"
+            raise RecipeError(f"{origin}: unknown key {name}{suggest(name)}")
+        if dataclasses.is_dataclass(hints[key]):
+            check_keys(value, origin, hints[key], f"{prefix}{key}.")
+
+
+def suggest(key: str) -> str:
+    """A hint with the known key nearest to `key`, or an empty string.
+
+    >>> suggest("optimizer.learning_rat")
+    ''
+    >>> suggest("optimiser.lr")
+    '; the nearest known key is optimizer.lr'
+    """
+    known = keys()
+    last = key.rpartition(".")[2]
+    matches = difflib.get_close_matches(key, known, n=1, cutoff=0.6)
+    # `lr: 0.1` at the top level is the key of a section, put in the wrong place.
+    misplaced = [name for name in known if name.rpartition(".")[2] == last]
+    nearest = (misplaced or matches)[:1]
+    return f"; the nearest known key is {nearest[0]}" if nearest else ""
+
+
+def explain(message: str) -> str:
+    r"""The parser's message about a value of the wrong type, in one short line.
+
+    >>> explain('Parser key "optimizer.lr":\n  Expected a <class \'float\'>. Got value: abc')
+    'optimizer.lr = abc: float is wanted'
+    """
+    tidy = re.sub(r"<class '([\w.]+)'>", r"\1", " ".join(message.split()))
+    tidy = tidy.replace("typing.", "").replace("NoneType", "null")
+    key = re.search(r'Parser key "([^"]+)"', tidy)
+    simple = re.search(r"Expected an? (.+?)\. Got value: (.*)", tidy)
+    union = re.search(r"Subtypes: \[(.*?)\] Errors: .*Given value: (.*)", tidy)
+    if key and simple and not union:
+        return f"{key[1]} = {simple[2]}: {simple[1]} is wanted"
+    if key and union:
+        return f"{key[1]} = {union[2]}: {' or '.join(union[1].split(', '))} is wanted"
+    return tidy
+
+
+def _require(condition: bool, key: str, value: object, wanted: str) -> None:
+    if not condition:
+        raise RecipeError(f"{key} = {value!r}: {wanted} is wanted")

@@ -1,0 +1,483 @@
+"""From a recipe to a run folder: data, task and Lightning's Trainer put together.
+
+A run folder holds `config.yaml` (the complete recipe), `metrics.csv`, `tensorboard/`,
+`checkpoints/{best,last}.ckpt` (state of the run) and `.safetensors` (weights of the plain net) and
+`summary.json`. It is never used for a second run: only `resume` writes into an existing one.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import datetime
+import json
+import logging
+import os
+import platform
+import resource
+import shlex
+import signal
+import sys
+import threading
+import time
+import warnings
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import lightning
+import torch
+import yaml
+from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
+from torch import nn
+
+import torchadder
+from torchadder import models
+from torchadder.checkpoint import CheckpointError
+from torchadder.data import ImageData
+from torchadder.tasks import Classification, Distillation
+from torchadder.training.callbacks import (
+    Bar,
+    BestAndLast,
+    Lines,
+    MetricsTable,
+    NonFiniteGuard,
+    RunState,
+)
+from torchadder.training.checkpoint_io import SafetensorsCheckpointIO, read_state
+from torchadder.training.recipe import ModelConfig, Recipe, RecipeError, from_dict
+
+# Keys that say where a run computes, not what: they may change when it goes on.
+_PLACE_KEYS = ("accelerator", "devices", "threads")
+
+
+@dataclass
+class RunResult:
+    """What a finished run left behind.
+
+    Attributes:
+        folder: The run folder.
+        best_checkpoint: Weights of the epoch with the highest validation accuracy (.safetensors).
+        last_checkpoint: Weights of the last epoch (.safetensors).
+        metrics: The last epoch's metrics, `best_val_accuracy` and `best_epoch` (counted from 1).
+        history: One dict per epoch, the rows of `metrics.csv`.
+        model: The plain net with the best epoch's weights, in evaluation mode on the CPU.
+        data: The images it was trained on.
+        seconds: Duration of the run (of its last part, if it was resumed).
+    """
+
+    folder: Path
+    best_checkpoint: Path
+    last_checkpoint: Path
+    metrics: dict[str, float]
+    history: list[dict[str, float]]
+    model: nn.Module
+    data: ImageData
+    seconds: float
+
+
+def fit(
+    recipe: Recipe,
+    *,
+    output: str | os.PathLike[str] | None = None,
+    callbacks: Sequence[Callback] = (),
+    command: str | None = None,
+) -> RunResult:
+    """Runs a recipe in a new run folder.
+
+    Args:
+        recipe: What to train, on what, and how.
+        output: The run folder, new or empty; None makes `runs/<recipe>-<time>`.
+        callbacks: Further Lightning callbacks.
+        command: What to record as the command; None records `sys.argv`.
+
+    Returns:
+        Where everything is, the metrics, and the net.
+
+    Raises:
+        RecipeError: If the recipe does not fit its data or the machine.
+        DataError: If the data cannot be used.
+        FileExistsError: If `output` holds files already.
+        NonFiniteError: If a loss, gradient or weight becomes NaN or infinite.
+        KeyboardInterrupt: After Ctrl-C, with the last epoch's checkpoint in place.
+    """
+    if output is not None and Path(output).exists():
+        folder = Path(output)
+        if not folder.is_dir() or any(folder.iterdir()):
+            raise FileExistsError(
+                f"output {str(output)!r} exists and is not empty; nothing in it is overwritten: "
+                "choose another folder, or continue that run with --resume"
+            )
+    with _environment(recipe):
+        data = open_data(recipe)
+        task = build_task(recipe, data)
+        folder = _new_folder(recipe.name) if output is None else Path(output)
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "config.yaml").write_text(_config_text(recipe), encoding="utf-8")
+        return _run(recipe, data, task, folder, None, callbacks, command)
+
+
+def resume(
+    folder: str | os.PathLike[str],
+    *,
+    callbacks: Sequence[Callback] = (),
+    command: str | None = None,
+) -> RunResult:
+    """Continues an interrupted run from its last finished epoch, in the same folder.
+
+    On a CPU the result is that of an uninterrupted run, bit for bit: weights, momentum, schedule,
+    order and augmentation of the images and the metrics (except the seconds).
+
+    Args:
+        folder: The run folder.
+        callbacks: Further Lightning callbacks.
+        command: What to record as the command; None records `sys.argv`.
+
+    Raises:
+        RecipeError: If there is no run in `folder`, it is finished, or its `config.yaml` is not the
+            recipe of its checkpoint.
+        CheckpointError: If the checkpoint is missing, truncated or of another net.
+    """
+    folder = Path(folder)
+    config = folder / "config.yaml"
+    if not config.is_file():
+        raise RecipeError(f"resume {str(folder)!r}: no run folder, config.yaml is missing")
+    try:
+        values = yaml.safe_load(config.read_text(encoding="utf-8"))
+    except yaml.YAMLError as error:
+        raise RecipeError(f"{config}: not YAML: {error}") from error
+    recipe = from_dict(values, str(config))
+    checkpoint = folder / "checkpoints" / "last.ckpt"
+    if not checkpoint.is_file():
+        raise CheckpointError(f"resume {str(folder)!r}: {checkpoint} is missing: no epoch finished")
+    state = read_state(checkpoint)
+    _check_recipe(recipe, state.get("recipe", {}), config, checkpoint)
+    done = state["loops"]["fit_loop"]["epoch_progress"]["current"]["processed"]
+    if done >= recipe.epochs:
+        raise RecipeError(f"resume {str(folder)!r}: the run is finished ({done} epochs)")
+    with _environment(recipe):
+        data = open_data(recipe)
+        task = build_task(recipe, data)
+        _check_state(task, state["state_dict"], checkpoint)
+        return _run(recipe, data, task, folder, checkpoint, callbacks, command)
+
+
+def open_data(recipe: Recipe) -> ImageData:
+    """The images of a recipe, opened.
+
+    Raises:
+        DataError: If they cannot be used.
+    """
+    data = ImageData(**dataclasses.asdict(recipe.data), seed=recipe.seed)
+    data.setup()
+    return data
+
+
+def build_task(recipe: Recipe, data: ImageData) -> Classification:
+    """The task of a recipe: its net (or nets) with loss, optimizer and schedule.
+
+    Raises:
+        RecipeError: If the net cannot be built or does not take the images.
+        CheckpointError: If initial weights cannot be used.
+    """
+    student = build_model(recipe.model, data, "model")
+    options: dict[str, Any] = {
+        "num_classes": data.num_classes,
+        **dataclasses.asdict(recipe.optimizer),
+        "schedule": recipe.schedule.name,
+        "interval": recipe.schedule.interval,
+        "min_lr": recipe.schedule.min_lr,
+    }
+    if recipe.method == "supervised":
+        return Classification(student, **options)
+    distill = dataclasses.asdict(recipe.distill)
+    config = dataclasses.replace(
+        recipe.model,
+        conv=distill.pop("teacher_conv"),
+        checkpoint=distill.pop("teacher_checkpoint"),
+    )
+    teacher = build_model(config, data, "distill.teacher")
+    return Distillation(student, teacher, **options, **distill)
+
+
+def build_model(config: ModelConfig, data: ImageData, key: str) -> nn.Module:
+    """A net for the given images, with its preprocessing noted in its config.
+
+    Args:
+        config: Which net.
+        data: The images.
+        key: What to call the net in an error.
+
+    Raises:
+        RecipeError: If the net cannot be built or does not take the images.
+        CheckpointError: If the initial weights cannot be used.
+    """
+    channels, height, width = data.image_shape
+    arguments = {
+        "num_classes": data.num_classes,
+        "in_channels": channels,
+        "conv": config.conv,
+        **config.kwargs,
+    }
+    try:
+        model = models.build(config.name, **arguments)
+        model.eval()
+        with torch.no_grad():
+            num_outputs = model(torch.zeros(1, channels, height, width)).shape[1]
+    except (ValueError, TypeError, RuntimeError) as error:
+        raise RecipeError(
+            f"{key} = {config.name} on images of {channels}x{height}x{width}: {error}"
+        ) from error
+    if num_outputs < data.num_classes:
+        raise RecipeError(
+            f"{key} has {num_outputs} outputs, the data has {data.num_classes} classes"
+        )
+    if config.checkpoint is not None:
+        _load_weights(model, config.checkpoint, key)
+    assert model.config is not None
+    model.config["data"] = {
+        "source": data.source,
+        "class_names": data.class_names,
+        "preprocess": data.preprocess.to_dict(),
+    }
+    return model.train()
+
+
+def _load_weights(model: Any, path: str, key: str) -> None:
+    loaded = torchadder.load(path)
+    wanted, found = model.config["name"], loaded.config["name"]
+    if wanted != found:
+        raise CheckpointError(f"{key}: checkpoint {path} is of {found}, {wanted} is wanted")
+    _check_state(model, loaded.state_dict(), Path(path))
+    model.load_state_dict(loaded.state_dict())
+
+
+def _check_state(module: nn.Module, state: dict[str, torch.Tensor], path: Path) -> None:
+    own = module.state_dict()
+    for name in [*own, *state]:
+        if name not in state or name not in own:
+            lacks = "lacks" if name not in state else "has an unknown"
+            raise CheckpointError(f"checkpoint {path} is of another net: it {lacks} {name!r}")
+        if own[name].shape != state[name].shape:
+            raise CheckpointError(
+                f"checkpoint {path} is of another net: {name!r} has shape "
+                f"{tuple(state[name].shape)}, {tuple(own[name].shape)} is wanted"
+            )
+
+
+def _check_recipe(recipe: Recipe, saved: dict[str, Any], config: Path, checkpoint: Path) -> None:
+    now, then = _flat(recipe.to_dict()), _flat(saved)
+    place = {f"trainer.{key}" for key in _PLACE_KEYS}
+    for key in sorted((now.keys() | then.keys()) - place):
+        if now.get(key) != then.get(key):
+            raise CheckpointError(
+                f"{checkpoint} is of another recipe: {key} is {then.get(key)!r} there and "
+                f"{now.get(key)!r} in {config}"
+            )
+
+
+def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat = {}
+    for key, value in values.items():
+        if isinstance(value, dict):
+            flat |= _flat(value, f"{prefix}{key}.")
+        else:
+            flat[f"{prefix}{key}"] = value
+    return flat
+
+
+def _run(
+    recipe: Recipe,
+    data: ImageData,
+    task: Classification,
+    folder: Path,
+    checkpoint: Path | None,
+    callbacks: Sequence[Callback],
+    command: str | None,
+) -> RunResult:
+    table = MetricsTable(folder / "metrics.csv")
+    keeper = BestAndLast(folder / "checkpoints")
+    trainer = _trainer(recipe, data, task, folder, [table, keeper, *callbacks])
+    start = time.monotonic()
+    status = "interrupted"
+    handler = signal.getsignal(signal.SIGINT)
+    try:
+        trainer.fit(task, datamodule=data, ckpt_path=checkpoint, weights_only=True)
+        status = "finished"
+    except SystemExit:
+        # Lightning turns Ctrl-C into exit(1) and goes on ignoring the signal.
+        if not trainer.interrupted:
+            raise
+    except FloatingPointError as error:
+        status = f"stopped: {error}"
+        raise
+    finally:
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGINT, handler)
+        seconds = time.monotonic() - start
+        if trainer.is_global_zero:
+            _write_summary(folder, recipe, table.rows, status, seconds, command, trainer)
+    if status != "finished":
+        done = len(table.rows)
+        words = f"continue with: torchadder train --resume {folder}" if done else "nothing was kept"
+        raise KeyboardInterrupt(f"interrupted after {done} of {recipe.epochs} epochs; {words}")
+    best = folder / "checkpoints" / "best.safetensors"
+    return RunResult(
+        folder=folder,
+        best_checkpoint=best,
+        last_checkpoint=folder / "checkpoints" / "last.safetensors",
+        metrics=_final_metrics(table.rows),
+        history=table.rows,
+        model=torchadder.load(best).eval(),
+        data=data,
+        seconds=seconds,
+    )
+
+
+def _trainer(
+    recipe: Recipe, data: ImageData, task: Classification, folder: Path, callbacks: list[Callback]
+) -> lightning.Trainer:
+    options = recipe.trainer
+    is_terminal = sys.stdout.isatty()
+    num_batches = -(-len(data.train) // recipe.data.batch_size)
+    try:
+        return lightning.Trainer(
+            max_epochs=recipe.epochs,
+            accelerator=options.accelerator,
+            devices=options.devices,
+            precision=options.precision,  # type: ignore[arg-type]
+            accumulate_grad_batches=options.accumulate,
+            gradient_clip_val=options.gradient_clip,
+            limit_train_batches=options.limit_train_batches,
+            limit_val_batches=options.limit_val_batches,
+            deterministic=options.deterministic,
+            callbacks=[
+                Bar() if is_terminal else Lines(),
+                NonFiniteGuard(),
+                RunState(recipe.to_dict()),
+                *callbacks,
+            ],
+            plugins=[SafetensorsCheckpointIO(task.plain_model)],
+            logger=TensorBoardLogger(folder, name=None, version="tensorboard"),
+            log_every_n_steps=max(1, min(50, num_batches // 4)),
+            default_root_dir=folder,
+            num_sanity_val_steps=0,
+            enable_model_summary=False,
+            enable_progress_bar=is_terminal,
+            use_distributed_sampler=False,  # the sampler of ImageData divides the images itself
+        )
+    except (MisconfigurationException, ValueError, RuntimeError, AssertionError) as error:
+        raise RecipeError(f"trainer: {' '.join(str(error).split())}") from error
+
+
+@contextlib.contextmanager
+def _environment(recipe: Recipe) -> Iterator[None]:
+    """Threads, seed and quiet libraries for the time of a run."""
+    threads = torch.get_num_threads()
+    logger = logging.getLogger("lightning.pytorch")
+    level = logger.level
+    logger.setLevel(logging.WARNING)  # devices found, tips: nothing that a run needs to say
+    try:
+        if recipe.trainer.threads is not None:
+            torch.set_num_threads(recipe.trainer.threads)
+        with warnings.catch_warnings():
+            for message in (
+                # Cached images are indexed, not decoded: worker processes would only slow it down.
+                r"The '\w+_dataloader' does not have many workers",
+                # `resume` goes on in the folder of the run; nothing else ever does.
+                r"Checkpoint directory .* exists and is not empty",
+                # Lightning 2.6 meets a torch newer than itself; nothing we could change.
+                r"`isinstance\(treespec, LeafSpec\)` is deprecated",
+            ):
+                warnings.filterwarnings("ignore", message)
+            lightning.seed_everything(recipe.seed, workers=True, verbose=False)
+            yield
+    finally:
+        torch.set_num_threads(threads)
+        logger.setLevel(level)
+
+
+def _new_folder(name: str) -> Path:
+    stamp = datetime.datetime.now().strftime("%Y%m%d-%H%M%S")
+    for suffix in ("", *(f"-{number}" for number in range(2, 100))):
+        folder = Path("runs") / f"{name}-{stamp}{suffix}"
+        with contextlib.suppress(FileExistsError):
+            folder.mkdir(parents=True)
+            return folder
+    raise FileExistsError(f"runs/{name}-{stamp}: exists")
+
+
+def _config_text(recipe: Recipe) -> str:
+    head = f"# Written by torchadder {torchadder.__version__}; repeat with: torchadder train FILE\n"
+    return head + yaml.safe_dump(recipe.to_dict(), sort_keys=False)
+
+
+def _final_metrics(rows: list[dict[str, float]]) -> dict[str, float]:
+    metrics = dict(rows[-1])
+    best = max(rows, key=lambda row: row.get("val_accuracy", 0.0))
+    if "val_accuracy" in best:
+        metrics |= {"best_val_accuracy": best["val_accuracy"], "best_epoch": best["epoch"]}
+    return metrics
+
+
+def _write_summary(
+    folder: Path,
+    recipe: Recipe,
+    rows: list[dict[str, float]],
+    status: str,
+    seconds: float,
+    command: str | None,
+    trainer: lightning.Trainer,
+) -> None:
+    kibibyte = 1 if sys.platform == "darwin" else 1024  # ru_maxrss counts bytes on macOS
+    summary = {
+        "name": recipe.name,
+        "status": status,
+        "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "command": command or _command(),
+        "seed": recipe.seed,
+        "epochs": len(rows),
+        "metrics": _final_metrics(rows) if rows else {},
+        "seconds": round(seconds, 3),
+        "seconds_per_epoch": (
+            round(sum(row["seconds"] for row in rows) / len(rows), 3) if rows else None
+        ),
+        "peak_rss_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * kibibyte,
+        "hardware": {
+            "device": str(trainer.strategy.root_device),
+            "num_devices": trainer.num_devices,
+            "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+            "cpu": _cpu_model(),
+            "cpu_cores": os.cpu_count(),
+            "torch_threads": torch.get_num_threads(),
+            "platform": platform.platform(),
+        },
+        "versions": {
+            "torchadder": torchadder.__version__,
+            "torch": torch.__version__,
+            "lightning": lightning.__version__,
+            "python": platform.python_version(),
+        },
+    }
+    text = json.dumps(summary, indent=2, allow_nan=True) + "\n"
+    (folder / "summary.json").write_text(text, encoding="utf-8")
+
+
+def _command() -> str:
+    program = Path(sys.argv[0])
+    words = (
+        ["python", "-m", program.parent.name] if program.name == "__main__.py" else [program.name]
+    )
+    return shlex.join([*words, *sys.argv[1:]])
+
+
+def _cpu_model() -> str:
+    info = Path("/proc/cpuinfo")
+    if info.is_file():
+        for line in info.read_text(encoding="utf-8", errors="replace").splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()
