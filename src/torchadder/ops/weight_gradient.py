@@ -19,23 +19,22 @@ def adder2d_backward_weight(
     grad_output: Tensor, input: Tensor, weight: Tensor, geometry: Geometry
 ) -> Tensor:
     """Weight gradient of the rules "clip", "sign" and "l2"."""
-    dtype = accumulation_dtype(input.dtype)
-    w = weight.to(dtype)
     if input.numel() == 0:
         return torch.zeros_like(weight, memory_format=torch.contiguous_format)
-    g = grad_output.to(dtype)
-    _, result, _ = torch.ops.aten.convolution_backward(
-        g,
+    dtype = accumulation_dtype(input.dtype)
+    w = weight.to(dtype)
+    _, result, grad_sums = torch.ops.aten.convolution_backward(
+        grad_output.to(dtype),
         input.to(dtype),
         w,
-        None,
+        [weight.shape[0]],
         geometry.stride,
         geometry.padding,
         geometry.dilation,
         False,
         [0, 0],
         geometry.groups,
-        [False, True, False],
+        [False, True, True],
     )
-    result = result - w * g.sum((0, 2, 3))[:, None, None, None]
+    result.addcmul_(w, grad_sums[:, None, None, None], value=-1)
     return result.to(weight.dtype).contiguous()
