@@ -3,8 +3,11 @@
 import csv
 import io
 import os
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
+
+from rich.markup import escape
 
 from torchadder.energy.costs import CostTable
 
@@ -120,27 +123,9 @@ class EnergyReport:
         return layer.energy_pj / total if total else 0.0
 
     def __str__(self) -> str:
-        from rich import box
-        from rich.console import Console
-        from rich.table import Table
-
-        table = Table(
-            title=f"{self.model}: {len(self.layers)} layers", box=box.SIMPLE_HEAD, show_footer=True
-        )
-        totals = {
-            "name": ("total", "left"),
-            "op": ("", "left"),
-            "output": ("", "left"),
-            "mul": (short_number(self.num_mul), "right"),
-            "add": (short_number(self.num_add), "right"),
-            "weights": (f"{short_number(self.weight_bytes)}B", "right"),
-            "energy": (short_energy(self.energy_pj), "right"),
-            "share": ("100.0%" if self.energy_pj else "-", "right"),
-        }
-        for header, (footer, justify) in totals.items():
-            table.add_column(header, footer, justify=justify, no_wrap=True)  # type: ignore[arg-type]
-        for layer in self.layers:
-            table.add_row(
+        columns = ("name", "op", "output", "mul", "add", "weights", "energy", "share")
+        rows = [
+            (
                 layer.name or "(model)",
                 layer.op if layer.calls == 1 else f"{layer.op} ({layer.calls} calls)",
                 "x".join(map(str, layer.output_shape)),
@@ -150,12 +135,22 @@ class EnergyReport:
                 short_energy(layer.energy_pj),
                 f"{self.share(layer):.1%}",
             )
-        text = io.StringIO()
-        console = Console(file=text, width=160, force_terminal=False, color_system=None)
-        console.print(table)
+            for layer in self.layers
+        ]
+        total = (
+            *("total", "", ""),
+            short_number(self.num_mul),
+            short_number(self.num_add),
+            f"{short_number(self.weight_bytes)}B",
+            short_energy(self.energy_pj),
+            "100.0%" if self.energy_pj else "-",
+        )
         formats = ", ".join(dict.fromkeys(layer.dtype for layer in self.layers))
-        lines = [line.rstrip() for line in text.getvalue().splitlines()]
-        lines.append(f"costs: {self.costs.name}; {formats or 'nothing counted'}")
+        lines = [
+            f"{self.model}: {len(self.layers)} layers",
+            render_table(columns, rows, left=("name", "op", "output"), total=total),
+            f"costs: {self.costs.name}; {formats or 'nothing counted'}",
+        ]
         if self.note:
             lines.append(f"counted on {self.device}: {self.note}")
         return "\n".join(lines)
@@ -165,6 +160,40 @@ class EnergyReport:
         row["output_shape"] = list(layer.output_shape)
         row["energy_share"] = self.share(layer)
         return row
+
+
+def render_table(
+    columns: Sequence[str],
+    rows: Iterable[Sequence[str]],
+    *,
+    left: Collection[str] = (),
+    total: Sequence[str] | None = None,
+) -> str:
+    """Return a table as text, as wide as its cells need.
+
+    Args:
+        columns: headings.
+        rows: cells.
+        left: headings of the left-aligned columns; the others are numbers, aligned right.
+        total: cells of a last row, set apart by a rule.
+    """
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(box=box.SIMPLE_HEAD, show_footer=total is not None)
+    for index, heading in enumerate(columns):
+        table.add_column(
+            heading,
+            total[index] if total else "",
+            justify="left" if heading in left else "right",
+            no_wrap=True,
+        )
+    for row in rows:
+        table.add_row(*map(escape, row))
+    text = io.StringIO()
+    Console(file=text, width=10_000, color_system=None).print(table)
+    return "\n".join(line.rstrip() for line in text.getvalue().splitlines() if line.strip())
 
 
 def short_number(value: float) -> str:

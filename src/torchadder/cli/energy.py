@@ -1,0 +1,309 @@
+"""`torchadder energy`: what models cost side by side, or the papers' tables counted again."""
+
+from __future__ import annotations
+
+import csv as csv_format
+import os
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+
+import torchadder
+from torchadder import checkpoint, models
+from torchadder.energy import EnergyReport, count
+from torchadder.energy.papers import PRINTED, PrintedCount, deviation
+from torchadder.energy.report import render_table, short_energy, short_number
+
+if TYPE_CHECKING:
+    from jsonargparse import ArgumentParser, Namespace
+
+TORCHVISION = "torchvision."
+TEXT = ("model", "layers", "input", "remark")
+DTYPES = ("float32", "float16", "bfloat16", "int32", "int8")
+
+
+def energy(
+    model: str | None = None,
+    conv: str | None = None,
+    input: str | None = None,
+    num_classes: int | None = None,
+    dtype: str | None = None,
+    per_layer: bool = False,
+    elementwise: bool = False,
+    csv: str | None = None,
+) -> None:
+    """Count multiplications, additions and energy of models, side by side.
+
+    Without a model the tables that the papers print are counted again and shown beside the printed
+    figures.
+
+    Args:
+        model: Names, separated by commas: models of torchadder, checkpoint files, or
+            torchvision.NAME for any model of torchvision.
+        conv: "conv" for the CNN, "adder" for the adder net, or both, separated by a comma; default
+            both. A checkpoint is counted as it is.
+        input: Shape of the input, such as 1,3,32,32, or 3,800,1344 for a detector; by default one
+            image of the size the model is made for.
+        num_classes: Number of classes, where the model's default is not wanted.
+        dtype: Take the energy for this number format: float32, float16, bfloat16, int32 or int8.
+        per_layer: Show every layer.
+        elementwise: Also count normalisation, activations, pooling, biases and residual sums.
+        csv: File to write the table to; with --per-layer the rows are layers.
+
+    Raises:
+        ValueError: if an argument is wrong.
+        OSError: if the CSV file cannot be written.
+    """
+    if dtype and dtype not in DTYPES:
+        raise ValueError(f"dtype must be one of {', '.join(DTYPES)}, got {dtype!r}")
+    options: dict[str, Any] = {
+        "dtype": getattr(torch, dtype) if dtype else None,
+        "include_elementwise": elementwise,
+    }
+    if not model:
+        given = {"conv": conv, "input": input, "num_classes": num_classes, "per_layer": per_layer}
+        if any(given.values()):
+            names = ", ".join(f"--{name.replace('_', '-')}" for name in given if given[name])
+            raise ValueError(f"{names} needs --model; known are {', '.join(models.MODELS)}")
+        _show_papers(options, csv)
+        return
+    shape = _parse_shape(input) if input else None
+    kinds = _split(conv) or ["conv", "adder"]
+    for kind in kinds:
+        if kind not in models.CONVOLUTIONS:
+            raise ValueError(f"conv must be {' or '.join(models.CONVOLUTIONS)}, got {kind!r}")
+    reports: list[tuple[str, tuple[int, ...], EnergyReport]] = []
+    for name in _split(model):
+        for kind in ["as saved"] if _is_checkpoint(name) else kinds:
+            net, inputs = _build(name, kind, num_classes, shape)
+            reports.append(
+                (f"{name} ({kind})", inputs, count(net, _input(name, inputs), **options))
+            )
+    if per_layer:
+        for title, _, report in reports:
+            print(f"\n{title}\n{report}")
+    print(_side_by_side(reports))
+    if csv:
+        _write_reports(csv, reports, per_layer)
+
+
+def add_arguments(parser: ArgumentParser) -> None:
+    """Declares the options of `torchadder energy`."""
+    flags = {
+        "--per-layer": "Show every layer.",
+        "--elementwise": "Also count normalisation, activations, pooling, biases, residual sums.",
+    }
+    skipped = {"per_layer", "elementwise", "num_classes"}
+    parser.add_function_arguments(energy, as_group=False, skip=skipped)
+    parser.add_argument(
+        "--num-classes", type=int | None, help="Number of classes, if not the model's default."
+    )
+    for flag, text in flags.items():
+        parser.add_argument(flag, action="store_true", help=text)
+
+
+def run(args: Namespace) -> None:
+    """Counts and prints."""
+    energy(**{name: value for name, value in args.items() if name != "config"})
+
+
+def _show_papers(options: dict[str, Any], csv: str | None) -> None:
+    """Count every printed row again and print the tables."""
+    counts = ("printed mul", "counted", "off", "printed add", "counted", "off")
+    headings = ("model", "layers", *counts, "printed energy", "counted", "remark")
+    rows: list[dict[str, Any]] = []
+    for group in dict.fromkeys(row.group for row in PRINTED):
+        cells = []
+        for printed in PRINTED:
+            if printed.group != group:
+                continue
+            net = _build_printed(printed)
+            report = count(net, _input(printed.model, printed.input_shape), **options)
+            mul = deviation(printed.num_mul, report.num_mul) if _value(printed.num_mul) else None
+            add = deviation(printed.num_add, report.num_add)
+            cells.append(
+                (
+                    printed.model.removeprefix(TORCHVISION),
+                    printed.conv,
+                    printed.num_mul,
+                    short_number(report.num_mul),
+                    _percent(mul),
+                    printed.num_add,
+                    short_number(report.num_add),
+                    _percent(add),
+                    f"{printed.energy_mj} mJ" if printed.energy_mj else "-",
+                    short_energy(report.energy_pj),
+                    printed.remark,
+                )
+            )
+            rows.append(
+                {
+                    "group": group,
+                    "model": printed.model,
+                    "layers": printed.conv,
+                    "printed_mul": printed.num_mul,
+                    "num_mul": report.num_mul,
+                    "printed_add": printed.num_add,
+                    "num_add": report.num_add,
+                    "printed_energy_mj": printed.energy_mj,
+                    "energy_mj": report.energy_mj,
+                    "source": printed.source,
+                    "remark": printed.remark,
+                }
+            )
+        print(f"\n{group}\n{render_table(headings, cells, left=TEXT)}")
+    print("\n= : the printed figure comes out, at the printed number of digits.")
+    for source in dict.fromkeys(row.source for row in PRINTED):
+        print(f"Printed: {source}.")
+    if csv:
+        _write_csv(csv, rows)
+
+
+def _side_by_side(reports: list[tuple[str, tuple[int, ...], EnergyReport]]) -> str:
+    """Return one row for each model; energies relative to the first one."""
+    first = reports[0][2].energy_pj
+    rows = [
+        (
+            title,
+            "x".join(map(str, inputs)),
+            short_number(report.num_mul),
+            short_number(report.num_add),
+            f"{short_number(report.weight_bytes)}B",
+            short_energy(report.energy_pj),
+            f"{report.energy_pj / first:.1%}" if first else "-",
+        )
+        for title, inputs, report in reports
+    ]
+    columns = ("model", "input", "mul", "add", "weights", "energy", "of the first")
+    notes = dict.fromkeys(
+        f"{report.model}: counted on {report.device}: {report.note}"
+        for _, _, report in reports
+        if report.note
+    )
+    table = render_table(columns, rows, left=TEXT)
+    return "\n".join([table, f"costs: {reports[0][2].costs.name}", *notes])
+
+
+def _build(
+    name: str, conv: str, num_classes: int | None, shape: tuple[int, ...] | None
+) -> tuple[nn.Module, tuple[int, ...]]:
+    """Return the model and the shape to count it with."""
+    if _is_checkpoint(name):
+        net = checkpoint.load(name)
+        if num_classes is not None:
+            raise ValueError(f"num_classes is fixed by the checkpoint {name}")
+    elif name.startswith(TORCHVISION):
+        net = _build_torchvision(name, num_classes)
+        if conv == "adder":
+            torchadder.convert_(net)
+    else:
+        arguments: dict[str, Any] = {} if num_classes is None else {"num_classes": num_classes}
+        if shape is not None and len(shape) == 4:
+            arguments["in_channels"] = shape[1]
+        net = _build_without_values(name, conv=conv, **arguments)
+    if shape is None:
+        if isinstance(net, models.ImageClassifier):
+            shape = (1, *net.image_shape)
+        else:
+            shape = (3, 800, 1344) if _is_detector(name) else (1, 3, 224, 224)
+    return net, shape
+
+
+def _build_without_values(name: str, **arguments: Any) -> nn.Module:
+    with torch.device("meta"):
+        return models.build(name, **arguments)
+
+
+def _build_torchvision(name: str, num_classes: int | None) -> nn.Module:
+    import torchvision
+
+    plain = name.removeprefix(TORCHVISION)
+    arguments: dict[str, Any] = {} if num_classes is None else {"num_classes": num_classes}
+    if _is_detector(name):
+        arguments["weights_backbone"] = None
+    try:
+        return torchvision.models.get_model(plain, weights=None, **arguments)
+    except ValueError as error:
+        raise ValueError(f"torchvision has no model {plain!r}") from error
+
+
+def _build_printed(printed: PrintedCount) -> nn.Module:
+    if not printed.model.startswith(TORCHVISION):
+        return _build_without_values(printed.model, conv=printed.conv, **printed.arguments)
+    net: Any = _build_torchvision(printed.model, num_classes=80)
+    if "backbone" in printed.conv:
+        torchadder.convert_(net.backbone.body, torchadder.AdderConfig(keep=("first",)))
+    if "neck" in printed.conv:
+        torchadder.convert_(net.backbone.fpn, torchadder.AdderConfig(keep=()))
+    return net
+
+
+def _is_detector(name: str) -> bool:
+    if not name.startswith(TORCHVISION):
+        return False
+    import torchvision
+
+    return name.removeprefix(TORCHVISION) in torchvision.models.list_models(
+        module=torchvision.models.detection
+    )
+
+
+def _input(name: str, shape: tuple[int, ...]) -> Any:
+    """Return the argument of the model: detectors take a list of images."""
+    return [shape] if _is_detector(name) else shape
+
+
+def _is_checkpoint(name: str) -> bool:
+    return name.endswith(".safetensors") or os.path.isdir(name)
+
+
+def _parse_shape(text: str) -> tuple[int, ...]:
+    try:
+        shape = tuple(int(size) for size in text.replace("x", ",").split(","))
+    except ValueError as error:
+        raise ValueError(f"input must be a shape such as 1,3,32,32, got {text!r}") from error
+    if len(shape) not in (3, 4) or min(shape) < 1:
+        raise ValueError(f"input must be 3 or 4 sizes of at least 1, got {text!r}")
+    return shape
+
+
+def _split(text: str | None) -> list[str]:
+    return [part.strip() for part in (text or "").split(",") if part.strip()]
+
+
+def _value(printed: str) -> float:
+    return float(printed.rstrip("KMG"))
+
+
+def _percent(part: float | None) -> str:
+    if part is None:
+        return "-"
+    return "=" if part == 0 else f"{part:+.1%}"
+
+
+def _write_reports(
+    path: str, reports: list[tuple[str, tuple[int, ...], EnergyReport]], per_layer: bool
+) -> None:
+    rows: list[dict[str, Any]] = []
+    for title, inputs, report in reports:
+        totals = report.to_dict()
+        layers = totals.pop("layers")
+        head = {"model": title, "input": "x".join(map(str, inputs))}
+        if per_layer:
+            rows += [
+                {**head, **layer, "output_shape": "x".join(map(str, layer["output_shape"]))}
+                for layer in layers
+            ]
+        else:
+            rows.append({**totals, **head})
+    _write_csv(path, rows)
+
+
+def _write_csv(path: str, rows: Iterable[dict[str, Any]]) -> None:
+    rows = list(rows)
+    with open(path, "w", encoding="utf-8", newline="") as file:
+        writer = csv_format.DictWriter(file, list(rows[0]) if rows else [], lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
