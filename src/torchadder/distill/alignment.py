@@ -1,0 +1,107 @@
+"""How two layers' outputs of the same shape are compared: kernels, linear maps, standardised maps.
+
+No part of this comparison can be made small by shrinking what is compared; docs/pkkd.md has the
+argument. Nets, taps and weights of the loss are not known here.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from torchadder.distill.kernels import OutputKernel
+
+RELATIVE_EPS = 1e-5
+ABSOLUTE_EPS = 1e-7
+
+
+def standardise(maps: Tensor) -> Tensor:
+    """Shift and scale every channel to mean 0 and variance 1 over samples and positions.
+
+    `z[n,c,p] = (m[n,c,p] - mean_c) / sqrt(var_c + 1e-5 * mean over channels of var_c + 1e-7)`.
+    The first regulariser moves with the maps, so the result does not depend on their scale; it
+    keeps channels that are nearly constant from being blown up. The second one only matters for
+    layers that are constant as a whole, which come out as 0, as does a single value.
+
+    Args:
+        maps: shape (N, C, ...).
+
+    Returns:
+        Tensor of the same shape and dtype.
+
+    Example:
+        >>> standardise(torch.tensor([[1.0], [3.0]])).flatten()
+        tensor([-1.0000,  1.0000])
+    """
+    over_samples = [0, *range(2, maps.dim())]
+    centred = maps - maps.mean(over_samples, keepdim=True)
+    variance = centred.square().mean(over_samples, keepdim=True)
+    floor = RELATIVE_EPS * variance.mean() + ABSOLUTE_EPS
+    return centred * torch.rsqrt(variance + floor)
+
+
+def fixed_orthogonal_map(channels: int) -> Tensor:
+    """Return a random orthogonal matrix, shape (C, C), drawn from torch's global generator.
+
+    It serves as the 1x1 convolution on the side of the target: it mixes the channels, keeps all
+    their directions and lengths, and is not trained.
+    """
+    return nn.init.orthogonal_(torch.empty(channels, channels))
+
+
+class KernelAlignment(nn.Module):
+    """Distance of one pair of layers in kernel space (PKKD's L_mid for one layer).
+
+    `mean((z(rho_a h) - z(rho_c g))^2)`, with h and g the kernel values of the student's and the
+    teacher's output, rho 1x1 convolutions without bias and z `standardise`. For standardised maps
+    this is `2 (1 - correlation)`, averaged over the channels: 0 for equal maps, 2 for unrelated
+    ones, whatever the scales.
+
+    arXiv 2009.13044 has kernels, maps and MSE; that the maps are standardised and that the
+    teacher's map is a fixed orthogonal matrix (`fixed_orthogonal_map`, the student's map starts
+    from the same one) is our reading. With two free maps and no standardisation the distance falls
+    to 0 as both shrink; with two free standardised maps all channels may follow one direction that
+    the nets happen to share.
+
+    Args:
+        channels: C, number of channels of both outputs.
+        student_kernel: kernel of the student's side, None to compare the outputs themselves.
+        teacher_kernel: kernel of the teacher's side, likewise.
+        linear_map: whether there are maps.
+
+    Shape:
+        two tensors (N, C, ...) to a scalar, float32 for half precision inputs.
+    """
+
+    teacher_map: Tensor | None
+
+    def __init__(
+        self,
+        channels: int,
+        student_kernel: OutputKernel | None,
+        teacher_kernel: OutputKernel | None,
+        *,
+        linear_map: bool = True,
+    ) -> None:
+        super().__init__()
+        self.student_kernel = student_kernel
+        self.teacher_kernel = teacher_kernel
+        target_map = fixed_orthogonal_map(channels) if linear_map else None
+        self.register_buffer("teacher_map", target_map)
+        self.student_map = nn.Parameter(target_map.clone()) if target_map is not None else None
+
+    def forward(self, student_output: Tensor, teacher_output: Tensor) -> Tensor:
+        """Return the distance; the teacher's output is a constant."""
+        student_maps = self._maps(student_output, self.student_kernel, self.student_map)
+        teacher_maps = self._maps(teacher_output.detach(), self.teacher_kernel, self.teacher_map)
+        return F.mse_loss(student_maps, teacher_maps)
+
+    @staticmethod
+    def _maps(output: Tensor, kernel: OutputKernel | None, linear_map: Tensor | None) -> Tensor:
+        maps = output.to(torch.promote_types(output.dtype, torch.float32))
+        if kernel is not None:
+            maps = kernel(maps)
+        if linear_map is not None:
+            maps = torch.einsum("oc,nc...->no...", linear_map.to(maps.dtype), maps)
+        return standardise(maps)

@@ -1,0 +1,182 @@
+"""The two kernels of PKKD, applied to what a layer puts out before its normalisation.
+
+PKKD (arXiv 2009.13044) compares an adder layer and a convolution in the spaces of two kernels: a
+Laplacian one, `exp(-|x - w|_1 / (2 sigma^2))`, and a Gaussian one up to its norm factor,
+`exp(<x, w> / (2 sigma^2))`. Both are functions of the layer's own output, so neither needs the
+inputs or the weights again. Which layers are compared and how is not known here.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from torchadder.nn import AdderModule
+
+EXPONENT_LIMIT = 6.0
+"""Exponents are clamped to [-6, 6], kernel values to [0.0025, 403]: a Laplace or normal variable of
+unit mean deviation leaves this range in 2.5 of 1,000 and in 1.7 of 1,000,000 cases."""
+
+SIGMA_RANGE = 10.0
+"""A learned sigma stays between a tenth and ten times its initial value."""
+
+SCALES = ("deviation", "magnitude")
+
+
+class _Clamp(torch.autograd.Function):
+    """Clamp whose backward is the identity."""
+
+    @staticmethod
+    def forward(ctx: Any, exponent: Tensor, limit: float) -> Tensor:
+        return exponent.clamp(-limit, limit)
+
+    @staticmethod
+    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor, None]:
+        return grad_outputs[0], None
+
+
+def exponential_kernel(
+    output: Tensor, sigma: Tensor | float, limit: float = EXPONENT_LIMIT
+) -> Tensor:
+    """Kernel value of a layer's output: `k = exp(y / (2 sigma^2))`.
+
+    For an adder layer `y = -|x - w|_1`, and `k` is the Laplacian kernel h of PKKD; for a
+    convolution `y = <x, w>`, and `k` is its Gaussian kernel g without the factor
+    `exp((|x|^2 + |w|^2) / (2 sigma^2))` (arXiv 2009.13044).
+
+    The exponent is clamped to `[-limit, limit]`. The gradient passes the clamp: it is
+    `k / (2 sigma^2)` with the clamped k, so a value outside the range is still pulled back instead
+    of being lost without notice.
+
+    Args:
+        output: any shape; bfloat16 and float16 are computed, and returned, in float32.
+        sigma: a positive number or a tensor that broadcasts.
+        limit: bound of the exponent.
+
+    Returns:
+        Tensor of the shape of `output`.
+
+    Example:
+        >>> exponential_kernel(torch.tensor([-2.0, 0.0, 2.0]), sigma=1.0)
+        tensor([0.3679, 1.0000, 2.7183])
+    """
+    output = _at_least_float32(output)
+    return torch.exp(_Clamp.apply(output / (2 * sigma**2), limit))  # type: ignore[arg-type]
+
+
+class OutputKernel(nn.Module):
+    """`exponential_kernel` with centred outputs and a learnable scale that starts from data.
+
+    `k[n,c,p] = exp((y[n,c,p] - mean_{n,p} y[n,c,p]) / (2 sigma^2))`. Our reading in three points:
+
+    * Centring. An adder layer puts out something like -300 +- 20 with another mean for every
+      filter, so the plain exponential is either constant or ruled by one channel. Taking off the
+      mean of each channel multiplies the channel by a constant, which the linear map behind the
+      kernel could as well hold in its columns. BN takes the same mean off in the net itself.
+    * Scale. The first training batch sets `2 sigma^2` to the mean absolute deviation of the
+      centred outputs (`scale="deviation"`: exponents of unit spread), or to the mean of `|y|`
+      (`scale="magnitude"`: uncentred exponents of unit size; for an adder layer the kernel is then
+      nearly linear). The batch statistic is averaged over all processes.
+    * Learning. `sigma = initial_sigma * exp(b tanh(log_scale / b))`, `b = log(10)`: positive and
+      within a factor of ten for any value of the parameter. `log_scale` starts at 0, so weight
+      decay pulls towards the initial scale.
+
+    `initial_sigma` is a buffer, 0 until a training batch with any spread was seen; a module loaded
+    from a state dict goes on with the scale it had. Before, and in eval mode, an uninitialised
+    kernel uses the scale of the batch at hand and records nothing.
+
+    Args:
+        scale: "deviation" or "magnitude".
+
+    Shape:
+        (N, C, ...) to the same, float32 for half precision inputs.
+
+    Raises:
+        ValueError: unknown `scale`, or fewer than two dimensions.
+    """
+
+    initial_sigma: Tensor
+
+    def __init__(self, scale: str = "deviation") -> None:
+        super().__init__()
+        if scale not in SCALES:
+            raise ValueError(f"scale must be one of {', '.join(SCALES)}, got {scale!r}")
+        self.scale = scale
+        self.log_scale = nn.Parameter(torch.zeros(()))
+        self.register_buffer("initial_sigma", torch.zeros(()))
+        self._initialised: bool | None = False
+
+    @property
+    def initialised(self) -> bool:
+        """Whether a training batch has set the scale."""
+        if self._initialised is None:
+            self._initialised = bool(self.initial_sigma > 0)
+        return self._initialised
+
+    @property
+    def sigma(self) -> Tensor:
+        """The current scale, a positive scalar (0 before initialisation)."""
+        return self.initial_sigma * self._ratio()
+
+    def forward(self, output: Tensor) -> Tensor:
+        """Apply the kernel, see the class."""
+        if output.dim() < 2:
+            raise ValueError(f"output must have shape (N, C, ...), got {tuple(output.shape)}")
+        output = _at_least_float32(output)
+        over_samples = [0, *range(2, output.dim())]
+        centred = output - output.mean(over_samples, keepdim=True)
+        initial = self.initial_sigma
+        if not self.initialised:
+            initial = self._first_sigma(output if self.scale == "magnitude" else centred)
+        return exponential_kernel(centred, initial.to(output.dtype) * self._ratio())
+
+    def extra_repr(self) -> str:
+        """The kind of scale."""
+        return f"scale={self.scale!r}"
+
+    def _ratio(self) -> Tensor:
+        bound = math.log(SIGMA_RANGE)
+        return torch.exp(bound * torch.tanh(self.log_scale / bound))
+
+    @torch.no_grad()
+    def _first_sigma(self, values: Tensor) -> Tensor:
+        """Sigma from the data of all processes; recorded if it is usable and the module trains."""
+        total = torch.stack([values.abs().mean(), values.new_ones(())]) * values.numel()
+        if values.numel() == 0:
+            total = values.new_zeros(2)
+        if self.training and dist.is_available() and dist.is_initialized():
+            dist.all_reduce(total)
+        spread = total[0] / total[1].clamp(min=1)
+        usable = bool(torch.isfinite(spread) & (spread > torch.finfo(spread.dtype).tiny))
+        if not usable:
+            return torch.ones_like(spread)
+        sigma = torch.sqrt(spread / 2)
+        if self.training:
+            self.initial_sigma.copy_(sigma)
+            self._initialised = True
+        return sigma
+
+    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
+        super()._load_from_state_dict(*args, **kwargs)
+        self._initialised = None
+
+
+class LaplacianKernel(OutputKernel):
+    """Kernel of an adder layer, `h = exp(-|x - w|_1 / (2 sigma_a^2))`; see `OutputKernel`."""
+
+
+class GaussianKernel(OutputKernel):
+    """Kernel of a convolution, `g = exp(<x, w> / (2 sigma_c^2))`; see `OutputKernel`."""
+
+
+def kernel_for(layer: nn.Module, scale: str = "deviation") -> OutputKernel:
+    """Return the kernel that fits what `layer` computes: Laplacian for adders, else Gaussian."""
+    return LaplacianKernel(scale) if isinstance(layer, AdderModule) else GaussianKernel(scale)
+
+
+def _at_least_float32(values: Tensor) -> Tensor:
+    return values.to(torch.promote_types(values.dtype, torch.float32))
