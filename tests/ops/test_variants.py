@@ -1,0 +1,85 @@
+"""The kernel tests again: on lesser instruction sets, on dirty memory, and without the library."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import torchadder
+
+KERNEL_TESTS = Path(__file__).with_name("test_kernels.py")
+ROOT = Path(__file__).parents[2]
+
+
+def run_kernel_tests(*selection, **environment):
+    """Run test_kernels.py in a process of its own, return its output."""
+    result = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", str(KERNEL_TESTS), *selection],
+        env={**os.environ, **environment},
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+    )
+    assert result.returncode == 0, result.stdout[-3000:] + result.stderr[-2000:]
+    return result.stdout
+
+
+@pytest.mark.parametrize("capability", ["avx2", "portable"])
+def test_lesser_instruction_sets(capability):
+    assert "passed" in run_kernel_tests(TORCHADDER_CPU_CAPABILITY=capability)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="glibc's MALLOC_PERTURB_")
+def test_workspace_starts_dirty():
+    """malloc hands out memory full of 0xFE, about -1.7e38 as float."""
+    assert "passed" in run_kernel_tests(
+        "-k", "test_forward or test_gradients or test_any_problem", MALLOC_PERTURB_="1"
+    )
+
+
+def test_reference_serves_without_the_library():
+    code = (
+        "import torch, torchadder as ta; from torchadder.ops import cpu;"
+        "assert cpu.library() is None;"
+        "x = torch.randn(2, 4, 6, 6, requires_grad=True); layer = ta.nn.Adder2d(4, 8, 3);"
+        "layer(x).sum().backward();"
+        "print(ta.ops.cpu_library_info()['backend'], x.grad.shape)"
+    )
+    result = subprocess.run(
+        [sys.executable, "-W", "error", "-c", code],
+        env={**os.environ, "TORCHADDER_BACKEND": "reference"},
+        capture_output=True,
+        text=True,
+    )
+    assert result.stdout == "reference torch.Size([2, 4, 6, 6])\n", result.stderr
+
+
+def test_missing_library_warns_once():
+    code = (
+        "import ctypes, warnings, torch, torchadder as ta\n"
+        "def missing(path): raise OSError('no such file')\n"
+        "ctypes.CDLL = missing\n"
+        "with warnings.catch_warnings(record=True) as caught:\n"
+        "    warnings.simplefilter('always')\n"
+        "    for _ in range(3): ta.nn.Adder2d(4, 8, 3)(torch.randn(2, 4, 6, 6))\n"
+        "print(len(caught), 'slow reference' in str(caught[0].message))\n"
+    )
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert result.stdout == "1 True\n", result.stderr
+
+
+def test_unknown_backend_is_an_error():
+    result = subprocess.run(
+        [sys.executable, "-c", "import torchadder; torchadder.ops.cpu_library_info()"],
+        env={**os.environ, "TORCHADDER_BACKEND": "gpu"},
+        capture_output=True,
+        text=True,
+    )
+    assert "TORCHADDER_BACKEND must be one of auto, cpu, reference, got 'gpu'" in result.stderr
+
+
+def test_this_installation_has_the_kernels():
+    """The other tests of this folder would pass on the reference, too."""
+    assert torchadder.ops.cpu_library_info()["backend"] == "cpu"
