@@ -95,7 +95,7 @@ def add_arguments(parser: ArgumentParser) -> None:
         "--per-layer": "Show every layer.",
         "--elementwise": "Also count normalisation, activations, pooling, biases, residual sums.",
     }
-    skipped = {"per_layer", "elementwise", "num_classes"}
+    skipped: set[str | int] = {"per_layer", "elementwise", "num_classes"}
     parser.add_function_arguments(energy, as_group=False, skip=skipped)
     parser.add_argument(
         "--num-classes", type=int | None, help="Number of classes, if not the model's default."

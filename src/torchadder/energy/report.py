@@ -181,7 +181,7 @@ def render_table(
     from rich.console import Console
     from rich.table import Table
 
-    table = Table(box=box.SIMPLE_HEAD, show_footer=total is not None)
+    table = Table(box=box.SIMPLE if total else box.SIMPLE_HEAD, show_footer=total is not None)
     for index, heading in enumerate(columns):
         table.add_column(
             heading,
