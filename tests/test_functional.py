@@ -53,8 +53,20 @@ def test_valid_padding_and_unbatched_input():
 TRANSPOSED = [
     {"stride": 1, "padding": 0, "output_padding": 0, "groups": 1, "dilation": 1},
     {"stride": 2, "padding": 1, "output_padding": 1, "groups": 2, "dilation": 1},
-    {"stride": (3, 2), "padding": (0, 2), "output_padding": (2, 0), "groups": 1, "dilation": (1, 2)},
-    {"stride": (1, 2), "padding": (3, 2), "output_padding": (0, 1), "groups": 2, "dilation": (2, 1)},
+    {
+        "stride": (3, 2),
+        "padding": (0, 2),
+        "output_padding": (2, 0),
+        "groups": 1,
+        "dilation": (1, 2),
+    },
+    {
+        "stride": (1, 2),
+        "padding": (3, 2),
+        "output_padding": (0, 1),
+        "groups": 2,
+        "dilation": (2, 1),
+    },
 ]
 
 

@@ -27,7 +27,12 @@ LAYERS = (
 )
 LEVEL = {part: level for level, parts in enumerate(LAYERS) for part in parts}
 # Siblings of one layer that may use each other: training writes the report of its run.
-SIBLINGS = {("bench", "models"), ("bench", "energy"), ("checkpoint", "models"), ("training", "report")}
+SIBLINGS = {
+    ("bench", "models"),
+    ("bench", "energy"),
+    ("checkpoint", "models"),
+    ("training", "report"),
+}
 
 
 def part_of(module):
@@ -43,8 +48,15 @@ def imports():
         if part == "__init__":
             continue
         for node in ast.walk(ast.parse(path.read_text())):
-            if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "torchadder":
-                names = [node.module] if "." in node.module else [f"torchadder.{a.name}" for a in node.names]
+            if (
+                isinstance(node, ast.ImportFrom)
+                and (node.module or "").split(".")[0] == "torchadder"
+            ):
+                names = (
+                    [node.module]
+                    if "." in node.module
+                    else [f"torchadder.{a.name}" for a in node.names]
+                )
             elif isinstance(node, ast.Import):
                 names = [a.name for a in node.names if a.name.startswith("torchadder.")]
             else:

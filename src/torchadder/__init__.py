@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from torchadder import functional as functional
 from torchadder import nn as nn
+from torchadder import ops as ops
 
 if TYPE_CHECKING:
     from torchadder import checkpoint as checkpoint
@@ -51,7 +52,25 @@ _NAMES = {
     "save": "torchadder.checkpoint",
 }
 
-__all__ = ["__version__", "functional", "nn", *_MODULES, *_NAMES]  # noqa: PLE0604
+__all__ = [
+    "AdderConfig",
+    "__version__",
+    "checkpoint",
+    "convert_",
+    "data",
+    "distill",
+    "energy",
+    "functional",
+    "load",
+    "models",
+    "nn",
+    "ops",
+    "optim",
+    "report",
+    "save",
+    "tasks",
+    "training",
+]
 
 
 def __getattr__(name: str) -> Any:

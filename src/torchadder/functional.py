@@ -1,7 +1,7 @@
 """The adder operator as functions: arguments of their ``torch.nn.functional`` twins, plus ``grad``.
 
-Checks and normalises arguments, then calls the registered operator ``torchadder::adder2d``; the 1-d,
-linear and transposed forms are views of it.
+Checks and normalises arguments, then calls the registered operator ``torchadder::adder2d``; the
+1-d, linear and transposed forms are views of it.
 
 Gradient rules, ``grad=`` (x input, w weight, g the gradient that arrives from above):
 
@@ -12,12 +12,13 @@ rule      gradient of the input        gradient of the weight          source
                                                                        Eq. 5-6
 ``sign``  ``sum sign(w-x) g``          ``sum (x-w) g``                 Adder detectors, arXiv
                                                                        2112.13608, section 3.1
-``l2``    ``sum (w-x) g``              ``sum (x-w) g``                 gradient of ``-sum (x-w)^2/2``
-``exact`` ``sum sign(w-x) g``          ``sum sign(x-w) g``             the true derivative almost
+``l2``    ``sum (w-x) g``              ``sum (x-w) g``                 gradient of ``-sum(x-w)^2/2``
+``exact`` ``sum sign(w-x) g``          ``sum sign(x-w) g``             true derivative almost
                                                                        everywhere; ``sign(0) = 0``
 ========= ============================ =============================== ============================
 
-All are linear in g: AdderNet's per-layer normalisation lives in :class:`torchadder.optim.AdaptiveLR`.
+All are linear in g: AdderNet's per-layer normalisation lives in
+:class:`torchadder.optim.AdaptiveLR`.
 """
 
 from __future__ import annotations
@@ -83,7 +84,7 @@ def _resolve_padding(
     stride: Sequence[int],
     dilation: Sequence[int],
 ) -> tuple[Tensor, tuple[int, ...]]:
-    """Turn "same" and "valid" into numbers; an odd total is padded at the end first, as torch does."""
+    """Turn "same" and "valid" into numbers; an odd total gets its extra zero at the end."""
     length = len(kernel)
     if not isinstance(padding, str):
         return input, _tuple("padding", padding, length)
@@ -152,9 +153,7 @@ def adder2d(
     stride = _tuple("stride", stride, 2)
     dilation = _tuple("dilation", dilation, 2)
     batch, pads = _resolve_padding(batch, padding, weight.shape[2:], stride, dilation)
-    output = torch.ops.torchadder.adder2d(
-        batch, weight, bias, stride, pads, dilation, groups, grad
-    )
+    output = torch.ops.torchadder.adder2d(batch, weight, bias, stride, pads, dilation, groups, grad)
     return output.squeeze(0) if unbatched else output
 
 
@@ -213,8 +212,8 @@ def adder_linear(
 ) -> Tensor:
     """Negative L1 distance between every row and every weight vector.
 
-    ``output[..., o] = bias[o] - sum_k |input[..., k] - weight[o, k]|``: :func:`adder2d` with a 1 x 1
-    window.
+    ``output[..., o] = bias[o] - sum_k |input[..., k] - weight[o, k]|``: :func:`adder2d` with a
+    1 x 1 window.
 
     Args:
         input: (..., K).
@@ -300,7 +299,7 @@ def adder_transpose2d(
             f"output_padding {(oh, ow)} must be smaller than stride {(sh, sw)} or dilation "
             f"{(dh, dw)}"
         )
-    C, O_group, R, S = weight.shape
+    C, _, R, S = weight.shape
     N, channels, H, W = batch.shape
     if channels != C:
         raise ValueError(f"input must have weight.shape[0] = {C} channels, got {channels}")
@@ -313,9 +312,7 @@ def adder_transpose2d(
     top, left = dh * (R - 1) - ph, dw * (S - 1) - pw
     spread = F.pad(spread, (left, left + ow, top, top + oh))
     kernel = weight.unflatten(0, (groups, -1)).transpose(1, 2).reshape(-1, C // groups, R, S)
-    output = adder2d(
-        spread, kernel.flip(2, 3), bias, 1, 0, (dh, dw), groups, grad=grad
-    )
+    output = adder2d(spread, kernel.flip(2, 3), bias, 1, 0, (dh, dw), groups, grad=grad)
     return output.squeeze(0) if unbatched else output
 
 
@@ -331,7 +328,7 @@ def adder_transpose1d(
     *,
     grad: str = "clip",
 ) -> Tensor:
-    """:func:`adder_transpose2d` of a sequence: input (N, C, L) or (C, L), weight (C, O/groups, S)."""
+    """:func:`adder_transpose2d` of a sequence: input (N, C, L) or (C, L), weight (C, O/g, S)."""
     batch, unbatched = _batched(input, "input", 3)
     _check_weight(weight, 3)
     output = adder_transpose2d(

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
-from torchadder import functional as AF  # noqa: N812 - as F is for torch.nn.functional
+from torchadder import functional as AF
 from torchadder.ops.geometry import check_rule
 
 __all__ = ["Adder1d", "Adder2d", "AdderLinear", "AdderModule", "AdderTranspose2d"]
@@ -34,7 +34,7 @@ class AdderModule(nn.Module):
     grad: str
 
     def reset_parameters(self) -> None:
-        """Draw the weights from N(0, 1), without fan scaling (method of AdderNet), zero the bias."""
+        """Draw the weights from N(0, 1) without fan scaling, as AdderNet does; zero the bias."""
         nn.init.normal_(self.weight)
         if self.bias is not None:
             nn.init.zeros_(self.bias)
@@ -230,7 +230,7 @@ class AdderTranspose2d(AdderModule, _ConvTransposeNd):
             AF._tuple("output_padding", output_padding, 2),
             groups,
             bias,
-            padding_mode,
+            padding_mode,  # type: ignore[arg-type]
             device,
             dtype,
         )

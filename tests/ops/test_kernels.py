@@ -5,6 +5,9 @@ Run once more per instruction set, with other memory and without the library, by
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
 from cases import CASES, Case
 from closeness import (
     assert_close,
@@ -12,9 +15,6 @@ from closeness import (
     input_gradient_in_float64,
     weight_gradient_in_float64,
 )
-from hypothesis import given, settings
-from hypothesis import strategies as st
-
 from torchadder.ops.geometry import GRAD_RULES, output_size
 
 ops = torch.ops.torchadder
@@ -179,10 +179,13 @@ def problems(draw):
     stride, dilation, padding = draw(pairs(1, 4)), draw(pairs(1, 3)), draw(pairs(0, 5))
     H = draw(st.integers(1, 14))
     W = draw(st.integers(1, 14))
-    if min(
-        output_size(H, R, stride[0], padding[0], dilation[0]),
-        output_size(W, S, stride[1], padding[1], dilation[1]),
-    ) < 1:
+    if (
+        min(
+            output_size(H, R, stride[0], padding[0], dilation[0]),
+            output_size(W, S, stride[1], padding[1], dilation[1]),
+        )
+        < 1
+    ):
         H, W = H + dilation[0] * R, W + dilation[1] * S
     shape = (draw(st.integers(0, 7)), groups * draw(st.integers(1, 37)), H, W)
     filters = (groups * draw(st.integers(1, 70)), R, S)

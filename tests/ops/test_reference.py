@@ -5,8 +5,8 @@ import itertools
 import pytest
 import torch
 import torch.nn.functional as F
-from cases import CASES, Case
 
+from cases import CASES, Case
 from torchadder.ops import reference
 from torchadder.ops.geometry import GRAD_RULES, Geometry
 
@@ -63,7 +63,7 @@ def test_gradients_equal_plain_loops(case, rule):
     x, w, _ = case.draw(torch.float64)
     x[0, 0, 0, :2] = w[0, 0, 0, 0]  # ties
     (sh, sw), (ph, pw), (dh, dw), groups = case.geometry
-    N, C, H, W = x.shape
+    N, _, H, W = x.shape
     O, C_group, R, S = w.shape
     y = reference.adder2d(x, w, None, case.geometry)
     g = torch.randn_like(y)

@@ -4,10 +4,10 @@ import copy
 
 import pytest
 import torch
-from cases import CASES, Case
 from torch.utils.flop_counter import FlopCounterMode
 
 import torchadder as ta
+from cases import CASES, Case
 from torchadder.ops.geometry import GRAD_RULES
 
 ops = torch.ops.torchadder
@@ -44,7 +44,10 @@ def test_gradcheck_of_the_exact_rule(case):
         case = Case("", (1, 2, 4, 4), (3, 3, 3), padding=(1, 1), bias=True)
     x, w, b = case.draw(torch.float64)
     inputs = [t.detach().requires_grad_() for t in (x, w) + (() if b is None else (b,))]
-    run = lambda *t: ta.functional.adder2d(*t, *([None] * (3 - len(t))), *case.geometry, grad="exact")  # noqa: E731, E501
+
+    def run(x, w, b=None):
+        return ta.functional.adder2d(x, w, b, *case.geometry, grad="exact")
+
     assert torch.autograd.gradcheck(run, inputs, fast_mode=True)
 
 

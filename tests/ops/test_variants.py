@@ -16,7 +16,16 @@ ROOT = Path(__file__).parents[2]
 def run_kernel_tests(*selection, **environment):
     """Run test_kernels.py in a process of its own, return its output."""
     result = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", str(KERNEL_TESTS), *selection],
+        [
+            sys.executable,
+            "-m",
+            "pytest",
+            "-q",
+            "-p",
+            "no:cacheprovider",
+            str(KERNEL_TESTS),
+            *selection,
+        ],
         env={**os.environ, **environment},
         cwd=ROOT,
         capture_output=True,

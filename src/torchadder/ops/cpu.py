@@ -30,13 +30,11 @@ class _Problem(ctypes.Structure):
     """``struct ta_problem``."""
 
     _fields_ = (
-        *(
-            (name, ctypes.c_int64)
-            for name in (
-                "batch in_channels height width out_channels kernel_h kernel_w out_height "
-                "out_width stride_h stride_w pad_h pad_w dilation_h dilation_w groups"
-            ).split()
-        ),
+        *((name, ctypes.c_int64) for name in ("batch", "in_channels", "height", "width")),
+        *((name, ctypes.c_int64) for name in ("out_channels", "kernel_h", "kernel_w")),
+        *((name, ctypes.c_int64) for name in ("out_height", "out_width")),
+        *((name, ctypes.c_int64) for name in ("stride_h", "stride_w", "pad_h", "pad_w")),
+        *((name, ctypes.c_int64) for name in ("dilation_h", "dilation_w", "groups")),
         ("input_strides", ctypes.c_int64 * 4),
         ("output_strides", ctypes.c_int64 * 4),
         ("result_strides", ctypes.c_int64 * 4),
@@ -122,7 +120,7 @@ def _strides(tensor: Tensor) -> tuple[int, ...]:
 
 def _result_strides(result: Tensor) -> tuple[int, ...]:
     """Strides with those of length-1 dimensions made canonical, so that layouts are recognised."""
-    N, C, H, W = result.shape
+    _, C, H, W = result.shape
     if memory_format(result) == torch.channels_last:
         return (H * W * C, 1, W * C, C)
     return (C * H * W, H * W, W, 1)

@@ -27,7 +27,7 @@ class Geometry(NamedTuple):
 
 
 def output_size(size: int, kernel: int, stride: int, padding: int, dilation: int) -> int:
-    """Number of window positions: ``(size + 2 padding - dilation (kernel - 1) - 1) // stride + 1``."""
+    """Window positions: ``(size + 2 padding - dilation (kernel - 1) - 1) // stride + 1``."""
     return (size + 2 * padding - dilation * (kernel - 1) - 1) // stride + 1
 
 

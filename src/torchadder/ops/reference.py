@@ -75,7 +75,7 @@ def _chunks(N: int, num_outputs: int, elements_per_output: int) -> Iterator[tupl
 
 
 def adder2d(input: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geometry) -> Tensor:
-    """``output[n,o,p,q] = bias[o] - sum_{c,r,s} |x[n,c,p sh + r dh - ph, q sw + s dw - pw] - w[o,c,r,s]|``."""
+    """``y[n,o,p,q] = bias[o] - sum_{c,r,s} |x[n,c,p sh + r dh - ph,...] - w[o,c,r,s]|``."""
     N, O, P, Q = output_shape(input, weight, bias, geometry)
     x_NGCHW = _pad(input, geometry)
     w_GOCRS = weight.to(x_NGCHW.dtype).unflatten(0, (geometry.groups, -1))
@@ -120,7 +120,7 @@ def adder2d_backward_input(
 def adder2d_backward_weight(
     grad_output: Tensor, input: Tensor, weight: Tensor, geometry: Geometry, grad: str
 ) -> Tensor:
-    """``grad_weight = sum over images and positions of WEIGHT_FACTOR[grad](x - w) * grad_output``."""
+    """``grad_weight = sum over images and positions of WEIGHT_FACTOR[grad](x - w) * g``."""
     N, O, P, Q = grad_output.shape
     x_NGCHW = _pad(input, geometry)
     w_GOCRS = weight.to(x_NGCHW.dtype).unflatten(0, (geometry.groups, -1))

@@ -1,7 +1,6 @@
 """Declares the operators ``torchadder::adder2d``, ``adder2d_backward_input``, ``..._weight``.
 
-One place for schema strings, fake kernels, autograd, autocast policy and flop formulas; the kernels
-come from ``reference`` (every device) and ``cpu`` (the C++ library).
+One place for schema strings, fake kernels, autograd and autocast policy; the kernels come from ``reference`` (every device) and ``cpu`` (the C++ library).
 
 * Deterministic on every backend; no operator mutates its arguments.
 * Autocast: float32, the policy torch has for ``cdist``. The outputs are sums of K absolute values
@@ -17,9 +16,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.flop_counter import register_flop_formula
 
-from torchadder.ops import cpu, reference, weight_gradient
+from torchadder.ops import cpu, flops, reference, weight_gradient
 from torchadder.ops.geometry import (
     check_operands,
     check_rule,
@@ -154,9 +152,7 @@ def _adder2d_backward_input_fake(
     grad: str,
 ) -> Tensor:
     check_rule(grad)
-    _check_backward(
-        grad_output, input, weight, make_geometry(stride, padding, dilation, groups)
-    )
+    _check_backward(grad_output, input, weight, make_geometry(stride, padding, dilation, groups))
     return torch.empty_like(input, memory_format=memory_format(input))
 
 
@@ -172,9 +168,7 @@ def _adder2d_backward_weight_fake(
     grad: str,
 ) -> Tensor:
     check_rule(grad)
-    _check_backward(
-        grad_output, input, weight, make_geometry(stride, padding, dilation, groups)
-    )
+    _check_backward(grad_output, input, weight, make_geometry(stride, padding, dilation, groups))
     return torch.empty_like(weight, memory_format=torch.contiguous_format)
 
 
@@ -223,32 +217,4 @@ for _device_type in ("cpu", "cuda"):
     )
 
 
-# Flop formulas ----------------------------------------------------------------------------------
-
-
-def _num_taps(output_shape: Sequence[int], weight_shape: Sequence[int]) -> int:
-    """Number of pairs |x - w| that the forward sums."""
-    N, O, P, Q = output_shape
-    _, C_group, R, S = weight_shape
-    return N * O * P * Q * C_group * R * S
-
-
-@register_flop_formula(torch.ops.torchadder.adder2d)
-def _adder2d_flop(
-    input_shape: Any, weight_shape: Any, *args: Any, out_shape: Any = None, **kwargs: Any
-) -> int:
-    """Two additions a tap: the subtraction under the absolute value and the accumulation."""
-    return 2 * _num_taps(out_shape, weight_shape)
-
-
-@register_flop_formula(
-    [
-        torch.ops.torchadder.adder2d_backward_input,
-        torch.ops.torchadder.adder2d_backward_weight,
-    ]
-)
-def _adder2d_backward_flop(
-    grad_output_shape: Any, input_shape: Any, weight_shape: Any, *args: Any, **kwargs: Any
-) -> int:
-    """A subtraction, a multiplication with the gradient and an accumulation a tap."""
-    return 3 * _num_taps(grad_output_shape, weight_shape)
+flops.register_with_torch()

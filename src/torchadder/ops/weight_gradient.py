@@ -1,10 +1,10 @@
 """The weight gradient ``sum (x - w) g`` as one convolution weight gradient and one correction.
 
-``sum_{n,p,q} (x - w) g = conv2d's weight gradient of x and g - w * sum_{n,p,q} g``: a padded tap has
-x = 0 and still pays ``-w g``, which the right-hand side gives for free. Rounding: both terms are
-sums of products in the accumulation dtype, so the error is at most ``c eps (sum |x g| + |w| sum |g|)``
-(the sum is taken blockwise by torch), which is the bound of the direct sum wherever x and w are of
-one size. Works on every device that has a convolution.
+``sum_{n,p,q} (x - w) g = conv2d's weight gradient of x and g - w * sum_{n,p,q} g``: a padded tap
+has x = 0 and still pays ``-w g``, which the right-hand side gives for free, and ``sum g`` is the
+gradient of a bias, which the same call returns. Rounding: both terms are sums of products in the
+accumulation dtype, so the error is at most ``c eps (sum |x g| + |w| sum |g|)``, which is the bound
+of the direct sum wherever x and w are of one size. Works on every device that has a convolution.
 """
 
 from __future__ import annotations
