@@ -1,6 +1,6 @@
 """Names and shapes of every model's tensors, pinned: other people's checkpoints depend on them.
 
-A file lists one module a line, with the shapes of its tensors. To add a model, write its
+A file lists one module a line, with the shapes of its tensors. To add a model, write
 `description(model)` to `state_dicts/<name>.txt`; to change a file is to break checkpoints.
 """
 

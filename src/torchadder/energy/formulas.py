@@ -92,6 +92,12 @@ def _adder(args: tuple[Any, ...], out: Tensor) -> Arithmetic:
     return Arithmetic("adder2d", 0, 2 * taps)
 
 
+def _distance(args: tuple[Any, ...], out: Tensor) -> Arithmetic:
+    left, power = args[0], args[2]
+    taps = out.numel() * left.shape[-1]
+    return Arithmetic("cdist", taps if power == 2 else 0, 2 * taps)
+
+
 def _matmul(first: int) -> Formula:
     """Formula of a matrix product whose left factor is argument number `first`."""
 
@@ -108,6 +114,8 @@ PRODUCTS: dict[str, Formula] = {
     "torchadder::adder2d": _adder,
     "aten::convolution": _convolution,
     "aten::_convolution": _convolution,
+    "aten::_cdist_forward": _distance,
+    "aten::_euclidean_dist": lambda args, out: _distance((*args, 2.0), out),
     "aten::mm": _matmul(0),
     "aten::bmm": _matmul(0),
     "aten::mv": _matmul(0),
