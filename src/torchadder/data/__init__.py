@@ -22,7 +22,7 @@ _NAMES = {
     "decode": "torchadder.data.images",
 }
 
-__all__ = list(_NAMES)
+__all__ = [*_NAMES]
 
 
 def __getattr__(name: str) -> Any:

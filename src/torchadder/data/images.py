@@ -85,7 +85,8 @@ class Preprocess:
             DataError: If a value is missing or unknown.
         """
         try:
-            return cls(**values | {"mean": tuple(values["mean"]), "std": tuple(values["std"])})
+            statistics: Any = {key: tuple(values[key]) for key in ("mean", "std")}
+            return cls(**values | statistics)
         except (TypeError, KeyError) as error:
             raise DataError(f"preprocessing {values!r} is incomplete: {error}") from error
 

@@ -291,8 +291,14 @@ def _open_folder(folder: Path, num_classes: int | None) -> ImageSource:
 
 
 def _open_hub(source: str) -> dict[str, Any]:
+    from huggingface_hub import HfApi
+    from huggingface_hub.constants import HF_HUB_OFFLINE
+
     with _quiet_datasets() as datasets:
         try:
+            if not HF_HUB_OFFLINE:
+                # One quick question: load_dataset itself asks for half a minute before it gives up.
+                HfApi().dataset_info(source, timeout=10)
             return dict(datasets.load_dataset(source))
         except Exception as error:
             # The hub's client raises a dozen unrelated types for a missing id, a missing network,
@@ -300,7 +306,7 @@ def _open_hub(source: str) -> dict[str, Any]:
             raise DataError(
                 f"data.source={source!r}: no such folder, and the Hugging Face hub gave no data "
                 f"set of that id ({type(error).__name__}: {_first(error)}); "
-                "a local copy is used by --data.source FOLDER"
+                "--data.source FOLDER uses a local copy, HF_HUB_OFFLINE=1 what was loaded before"
             ) from error
 
 

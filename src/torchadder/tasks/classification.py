@@ -10,9 +10,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.optim.lr_scheduler import LambdaLR
-from torchmetrics import MeanMetric, Metric
+from torchmetrics import Metric, MetricCollection
 from torchmetrics.classification import MulticlassAccuracy
 
+from torchadder.nn import AdderModule
 from torchadder.optim import AdaptiveLR
 
 TOP_K = 5
@@ -28,7 +29,7 @@ class Classification(lightning.LightningModule):
     so an interrupted run goes on with the right rate.
 
     Logs `train_loss`, `train_accuracy`, `val_loss`, `val_accuracy` and, above five classes,
-    `val_top5`, all per epoch; accuracies are shares in 0..1.
+    `train_top5` and `val_top5`, all per epoch; accuracies are shares in 0..1.
 
     Args:
         model: Images (N, C, H, W) to logits (N, num_classes).
@@ -68,8 +69,8 @@ class Classification(lightning.LightningModule):
         self.schedule = schedule
         self.interval = interval
         self.min_lr = min_lr
-        self.train_metrics = _metrics(num_classes, "train_", top5=False)
-        self.val_metrics = _metrics(num_classes, "val_", top5=num_classes > TOP_K)
+        self.train_metrics = accuracies(num_classes, "train_")
+        self.val_metrics = accuracies(num_classes, "val_")
 
     @property
     def plain_model(self) -> nn.Module:
@@ -99,16 +100,19 @@ class Classification(lightning.LightningModule):
         self.log_step(self.val_metrics, "val_", F.cross_entropy(logits, labels), logits, labels)
 
     def log_step(
-        self, metrics: nn.ModuleDict, prefix: str, loss: Tensor, logits: Tensor, labels: Tensor
+        self, metrics: MetricCollection, prefix: str, loss: Tensor, logits: Tensor, labels: Tensor
     ) -> None:
-        """Updates the metrics of one split and logs them for the epoch."""
-        for name, metric in metrics.items():
-            if name.endswith("loss"):
-                metric.update(loss.detach(), weight=len(labels))
-            else:
-                metric.update(logits.detach(), labels)
-            on_bar = prefix == "val_" and name.endswith("accuracy")
-            self.log(name, metric, on_step=False, on_epoch=True, prog_bar=on_bar)
+        """Logs loss and metrics of one split for the epoch, and of a training step for the bar."""
+        self.log(
+            f"{prefix}loss",
+            loss.detach(),
+            on_step=False,
+            on_epoch=True,
+            batch_size=len(labels),
+            sync_dist=True,
+        )
+        metrics.update(logits.detach(), labels)
+        self.log_dict(metrics, on_step=False, on_epoch=True, prog_bar=prefix == "val_")
         if prefix == "train_":
             accuracy = (logits.detach().argmax(1) == labels).float().mean()
             step = {"loss": loss.detach(), "accuracy": accuracy}
@@ -127,7 +131,7 @@ class Classification(lightning.LightningModule):
             weight_decay=self.weight_decay,
             nesterov=self.nesterov,
         )
-        if self.eta is not None:
+        if self.eta is not None and self._trains_adder_layers():
             AdaptiveLR(optimizer, self, self.eta)
         num_steps = int(self.trainer.estimated_stepping_batches)
         num_epochs = self.trainer.max_epochs or 1
@@ -136,6 +140,10 @@ class Classification(lightning.LightningModule):
             "optimizer": optimizer,
             "lr_scheduler": {"scheduler": schedule, "interval": "step", "name": "lr"},
         }
+
+    def _trains_adder_layers(self) -> bool:
+        layers = (layer for layer in self.modules() if isinstance(layer, AdderModule))
+        return any(layer.weight.requires_grad for layer in layers)
 
     def _schedule_factor(self, num_steps: int, num_epochs: int) -> Any:
         """Step -> factor of `lr`."""
@@ -152,12 +160,13 @@ class Classification(lightning.LightningModule):
         return factor
 
 
-def _metrics(num_classes: int, prefix: str, *, top5: bool) -> nn.ModuleDict:
-    def accuracy(top_k: int) -> Metric:
+def accuracies(num_classes: int, prefix: str) -> MetricCollection:
+    """Top-1 accuracy and, above five classes, top-5 accuracy."""
+
+    def accuracy(top_k: int) -> MulticlassAccuracy:
         return MulticlassAccuracy(num_classes, top_k, average="micro", validate_args=False)
 
-    metrics: dict[str, nn.Module] = {f"{prefix}loss": MeanMetric(nan_strategy="disable")}
-    metrics[f"{prefix}accuracy"] = accuracy(1)
-    if top5:
-        metrics[f"{prefix}top{TOP_K}"] = accuracy(TOP_K)
-    return nn.ModuleDict(metrics)
+    metrics: dict[str, Metric | MetricCollection] = {"accuracy": accuracy(1)}
+    if num_classes > TOP_K:
+        metrics[f"top{TOP_K}"] = accuracy(TOP_K)
+    return MetricCollection(metrics, prefix=prefix)

@@ -5,12 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from torchadder.distill import PKKD
-from torchadder.tasks.classification import Classification, _metrics
+from torchadder.tasks.classification import Classification, accuracies
 
 
 class Distillation(Classification):
@@ -65,8 +64,8 @@ class Distillation(Classification):
             progressive=progressive,
         )
         super().__init__(pkkd, num_classes=num_classes, **options)
-        self.teacher_train_metrics = _metrics(num_classes, "teacher_train_", top5=False)
-        self.teacher_val_metrics = _metrics(num_classes, "teacher_val_", top5=False)
+        self.teacher_train_metrics = accuracies(num_classes, "teacher_train_")
+        self.teacher_val_metrics = accuracies(num_classes, "teacher_val_")
 
     @property
     def pkkd(self) -> PKKD:
@@ -91,7 +90,7 @@ class Distillation(Classification):
         self.log_step(self.train_metrics, "train_", output.loss, output.student_logits, labels)
         parts = {f"train_{name}": value for name, value in output.parts.items()}
         self.log_dict(parts, on_step=False, on_epoch=True, batch_size=len(labels))
-        if output.teacher_loss is None:
+        if output.teacher_loss is None or output.teacher_logits is None:
             return output.loss
         self.log_step(
             self.teacher_train_metrics,
@@ -113,19 +112,12 @@ class Distillation(Classification):
     def parameter_groups(self) -> list[dict[str, Any]]:
         """Both nets with weight decay, the loss's own parameters without."""
         nets = [*self.pkkd.student.parameters(), *self.pkkd.teacher.parameters()]
-        of_nets = {id(parameter) for parameter in nets}
-        own = [p for p in self.pkkd.parameters() if id(p) not in of_nets]
         groups: list[dict[str, Any]] = [{"params": [p for p in nets if p.requires_grad]}]
+        own = self.pkkd.own_parameters()
         if own:
             groups.append({"params": own, "weight_decay": 0.0})
         return groups
 
     def on_train_epoch_end(self) -> None:
-        """Logs the kernel scales."""
-        scales = {
-            f"sigma/{name}": value.detach().mean()
-            for name, value in self.pkkd.named_parameters()
-            if "sigma" in name
-        }
-        if scales:
-            self.log_dict({name: torch.as_tensor(value) for name, value in scales.items()})
+        """Logs the kernel scales as `sigma/<layer>/student` and `sigma/<layer>/teacher`."""
+        self.log_dict({f"sigma/{name}": value for name, value in self.pkkd.sigmas().items()})

@@ -27,7 +27,7 @@ _NAMES = {
     "resume": "torchadder.training.run",
 }
 
-__all__ = list(_NAMES)
+__all__ = [*_NAMES]
 
 
 def __getattr__(name: str) -> Any:

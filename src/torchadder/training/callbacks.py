@@ -104,7 +104,7 @@ def read_metrics(path: Path) -> list[dict[str, float]]:
     """The rows of a `metrics.csv`."""
     with path.open(newline="", encoding="utf-8") as file:
         return [
-            {name: float(value) for name, value in row.items() if value}
+            {name: int(value) if name == "epoch" else float(value) for name, value in row.items()}
             for row in csv.DictReader(file)
         ]
 
@@ -226,7 +226,7 @@ class NonFiniteGuard(Callback):
             for name, value in pl_module.state_dict().items()
             if value.is_floating_point()
         }
-        when = f"step {trainer.global_step}, end of epoch {trainer.current_epoch}"
+        when = f"step {trainer.global_step}, end of epoch {trainer.current_epoch + 1}"
         if not _all_finite(list(state.values())):
             name = next(name for name, value in state.items() if not _all_finite([value]))
             raise NonFiniteError(f"{when}: {_layer(name)} is not finite{_kept(trainer)}")
@@ -362,10 +362,9 @@ class Lines(Callback):
 
 
 def _all_finite(tensors: list[Tensor]) -> bool:
-    # A norm is not finite if any entry is not; one scalar each is much cheaper than isfinite masks.
-    with torch.no_grad():
-        norms = torch._foreach_norm([t.detach() for t in tensors], float("inf"))
-        return bool(torch.isfinite(torch.stack([norm.float() for norm in norms])).all())
+    # The largest absolute value is not finite if any entry is not; nothing can overflow on the way.
+    largest = nn.utils.get_total_norm([tensor.detach() for tensor in tensors], float("inf"))
+    return bool(torch.isfinite(largest))
 
 
 def _short(name: str) -> str:

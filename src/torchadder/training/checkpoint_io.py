@@ -34,10 +34,14 @@ class SafetensorsCheckpointIO(CheckpointIO):
     Args:
         model: A net whose weights are written beside each training state, as a .safetensors file of
             the same name for `torchadder.load`; None writes the training state only.
+        metadata: JSON values to keep with those weights.
     """
 
-    def __init__(self, model: nn.Module | None = None) -> None:
+    def __init__(
+        self, model: nn.Module | None = None, metadata: dict[str, Any] | None = None
+    ) -> None:
         self.model = model
+        self.metadata = metadata
 
     def save_checkpoint(
         self, checkpoint: dict[str, Any], path: Any, storage_options: Any | None = None
@@ -61,7 +65,7 @@ class SafetensorsCheckpointIO(CheckpointIO):
         save_file(tensors, partial, metadata=metadata)
         os.replace(partial, target)
         if self.model is not None:
-            save(self.model, target.with_suffix(".safetensors"))
+            save(self.model, target.with_suffix(".safetensors"), metadata=self.metadata)
 
     def load_checkpoint(
         self, path: Any, map_location: Any | None = None, weights_only: bool | None = None

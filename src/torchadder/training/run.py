@@ -29,14 +29,14 @@ from typing import Any
 import lightning
 import torch
 import yaml
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.loggers import TensorBoardLogger
-from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch import nn
 
 import torchadder
 from torchadder import models
-from torchadder.checkpoint import CheckpointError
+from torchadder.checkpoint import CheckpointError, load_into
 from torchadder.data import ImageData
 from torchadder.tasks import Classification, Distillation
 from torchadder.training.callbacks import (
@@ -204,7 +204,7 @@ def build_task(recipe: Recipe, data: ImageData) -> Classification:
 
 
 def build_model(config: ModelConfig, data: ImageData, key: str) -> nn.Module:
-    """A net for the given images, with its preprocessing noted in its config.
+    """A net for the given images.
 
     Args:
         config: Which net.
@@ -236,23 +236,8 @@ def build_model(config: ModelConfig, data: ImageData, key: str) -> nn.Module:
             f"{key} has {num_outputs} outputs, the data has {data.num_classes} classes"
         )
     if config.checkpoint is not None:
-        _load_weights(model, config.checkpoint, key)
-    assert model.config is not None
-    model.config["data"] = {
-        "source": data.source,
-        "class_names": data.class_names,
-        "preprocess": data.preprocess.to_dict(),
-    }
+        load_into(model, config.checkpoint)
     return model.train()
-
-
-def _load_weights(model: Any, path: str, key: str) -> None:
-    loaded = torchadder.load(path)
-    wanted, found = model.config["name"], loaded.config["name"]
-    if wanted != found:
-        raise CheckpointError(f"{key}: checkpoint {path} is of {found}, {wanted} is wanted")
-    _check_state(model, loaded.state_dict(), Path(path))
-    model.load_state_dict(loaded.state_dict())
 
 
 def _check_state(module: nn.Module, state: dict[str, torch.Tensor], path: Path) -> None:
@@ -301,6 +286,14 @@ def _run(
     table = MetricsTable(folder / "metrics.csv")
     keeper = BestAndLast(folder / "checkpoints")
     trainer = _trainer(recipe, data, task, folder, [table, keeper, *callbacks])
+    if trainer.is_global_zero:
+        num_weights = sum(parameter.numel() for parameter in task.plain_model.parameters())
+        print(
+            f"{recipe.name}: {recipe.model.name} with {num_weights:,} weights, "
+            f"{len(data.train):,} training and {len(data.val):,} validation images of "
+            f"{data.num_classes} classes, {recipe.epochs} epochs, to {folder}",
+            flush=True,
+        )
     start = time.monotonic()
     status = "interrupted"
     handler = signal.getsignal(signal.SIGINT)
@@ -343,6 +336,8 @@ def _trainer(
     options = recipe.trainer
     is_terminal = sys.stdout.isatty()
     num_batches = -(-len(data.train) // recipe.data.batch_size)
+    limit = options.limit_train_batches
+    num_batches = min(num_batches, limit if isinstance(limit, int) else int(num_batches * limit))
     try:
         return lightning.Trainer(
             max_epochs=recipe.epochs,
@@ -360,7 +355,7 @@ def _trainer(
                 RunState(recipe.to_dict()),
                 *callbacks,
             ],
-            plugins=[SafetensorsCheckpointIO(task.plain_model)],
+            plugins=[SafetensorsCheckpointIO(task.plain_model, _metadata(recipe, data))],
             logger=TensorBoardLogger(folder, name=None, version="tensorboard"),
             log_every_n_steps=max(1, min(50, num_batches // 4)),
             default_root_dir=folder,
@@ -373,16 +368,37 @@ def _trainer(
         raise RecipeError(f"trainer: {' '.join(str(error).split())}") from error
 
 
+def _metadata(recipe: Recipe, data: ImageData) -> dict[str, Any]:
+    """What `evaluate` and `predict` must know about the images a checkpoint was trained on."""
+    return {
+        "recipe": recipe.name,
+        "data": dataclasses.asdict(recipe.data),
+        "class_names": data.class_names,
+        "preprocess": data.preprocess.to_dict(),
+    }
+
+
 @contextlib.contextmanager
 def _environment(recipe: Recipe) -> Iterator[None]:
     """Threads, seed and quiet libraries for the time of a run."""
     threads = torch.get_num_threads()
+    try:
+        if recipe.trainer.threads is not None:
+            torch.set_num_threads(recipe.trainer.threads)
+        with quiet():
+            lightning.seed_everything(recipe.seed, workers=True, verbose=False)
+            yield
+    finally:
+        torch.set_num_threads(threads)
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Lightning without its notices, and without three warnings that are known and harmless."""
     logger = logging.getLogger("lightning.pytorch")
     level = logger.level
     logger.setLevel(logging.WARNING)  # devices found, tips: nothing that a run needs to say
     try:
-        if recipe.trainer.threads is not None:
-            torch.set_num_threads(recipe.trainer.threads)
         with warnings.catch_warnings():
             for message in (
                 # Cached images are indexed, not decoded: worker processes would only slow it down.
@@ -393,10 +409,8 @@ def _environment(recipe: Recipe) -> Iterator[None]:
                 r"`isinstance\(treespec, LeafSpec\)` is deprecated",
             ):
                 warnings.filterwarnings("ignore", message)
-            lightning.seed_everything(recipe.seed, workers=True, verbose=False)
             yield
     finally:
-        torch.set_num_threads(threads)
         logger.setLevel(level)
 
 

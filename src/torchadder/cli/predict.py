@@ -1,0 +1,75 @@
+"""`torchadder predict`: the classes of image files."""
+
+from __future__ import annotations
+
+import csv
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from torchadder.cli import UserError
+
+if TYPE_CHECKING:
+    from jsonargparse import ArgumentParser
+
+
+def add_arguments(parser: ArgumentParser) -> None:
+    """Declares the options of `torchadder predict`."""
+    parser.add_argument(
+        "checkpoint", help="A .safetensors file written by training, or a run folder (its best)."
+    )
+    parser.add_argument("images", help="An image file, or a folder of them.")
+    parser.add_argument("--top", type=int, default=5, help="Classes to name for each image.")
+    parser.add_argument("--csv", type=str | None, help="Also write a CSV file (a new one).")
+    parser.add_argument("--threads", type=int | None, help="Threads of torch on the CPU.")
+
+
+def run(args: Any) -> None:
+    """Classifies and prints; ends in an error if an image could not be read."""
+    if args.top < 1:
+        raise UserError(f"--top = {args.top}: at least 1 is wanted")
+    if args.csv is not None and Path(args.csv).exists():
+        raise UserError(f"--csv {args.csv!r}: the file exists and is not overwritten")
+    import torch
+    from rich.progress import Progress
+
+    from torchadder.training.evaluation import image_files, open_checkpoint, predict
+
+    if args.threads is not None:
+        torch.set_num_threads(args.threads)
+    net = open_checkpoint(args.checkpoint)
+    paths = image_files(args.images)
+    predictions = []
+    # The bar goes to stderr so that the lines can be piped.
+    with Progress(transient=True, disable=not sys.stderr.isatty()) as progress:
+        task = progress.add_task("images", total=len(paths))
+        for prediction in predict(net, paths, top=args.top):
+            predictions.append(prediction)
+            progress.advance(task)
+    failed = [prediction for prediction in predictions if prediction.error]
+    for prediction in predictions:
+        if not prediction.error:
+            pairs = zip(prediction.names, prediction.probabilities, strict=True)
+            words = "  ".join(f"{name} {100 * probability:.1f} %" for name, probability in pairs)
+            print(f"{prediction.path}  {words}")
+    if args.csv is not None:
+        _write(Path(args.csv), predictions, args.top)
+    if len(failed) == 1:
+        raise UserError(f"{failed[0].path}: {failed[0].error}")
+    for prediction in failed:
+        print(f"{prediction.path}: {prediction.error}", file=sys.stderr)
+    if failed:
+        raise UserError(f"{len(failed)} of {len(paths)} files could not be read")
+
+
+def _write(path: Path, predictions: list[Any], top: int) -> None:
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        ranks = range(1, top + 1)
+        columns = [f"{kind}{rank}" for rank in ranks for kind in ("class", "probability")]
+        writer.writerow(["file", *columns, "error"])
+        for prediction in predictions:
+            pairs = list(zip(prediction.names, prediction.probabilities, strict=True))
+            pairs += [("", "")] * (top - len(pairs))
+            cells = [cell for pair in pairs for cell in pair]
+            writer.writerow([prediction.path, *cells, prediction.error or ""])

@@ -1,0 +1,238 @@
+"""Checkpoints put to use: metrics on images with labels, classes of images without.
+
+How images must be prepared is read from the checkpoint, where training wrote it.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import lightning
+import torch
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+
+import torchadder
+from torchadder import energy
+from torchadder.checkpoint import CheckpointError, read_info
+from torchadder.data import DataError, ImageData, Preprocess, decode
+from torchadder.data.sources import IMAGE_SUFFIXES
+from torchadder.tasks import Classification
+from torchadder.training.recipe import DataConfig, RecipeError, check_keys
+from torchadder.training.run import quiet
+
+
+@dataclass
+class Classifier:
+    """A trained net with everything needed to use it.
+
+    Attributes:
+        path: The checkpoint.
+        model: The net, in evaluation mode.
+        class_names: Names of its classes.
+        preprocess: How an image becomes its input.
+        data: Where it was trained, as the recipe's section `data`.
+    """
+
+    path: Path
+    model: torch.nn.Module
+    class_names: list[str]
+    preprocess: Preprocess
+    data: dict[str, Any]
+
+
+@dataclass
+class Prediction:
+    """Classes of one image file, the most probable first; `error` where it cannot be read."""
+
+    path: Path
+    names: list[str]
+    probabilities: list[float]
+    error: str | None = None
+
+
+def open_checkpoint(path: str | os.PathLike[str]) -> Classifier:
+    """Opens the weights of a training run.
+
+    Args:
+        path: A .safetensors file, a run folder (its best checkpoint), or a hub id.
+
+    Raises:
+        CheckpointError: If there is no checkpoint, it is damaged, or training did not write it.
+    """
+    path = Path(path)
+    if (path / "checkpoints").is_dir():
+        path = path / "checkpoints" / "best.safetensors"
+    if path.suffix == ".ckpt":
+        raise CheckpointError(
+            f"{path} is the state of a training run; its weights are in "
+            f"{path.with_suffix('.safetensors')}"
+        )
+    metadata = read_info(path).metadata
+    missing = {"class_names", "preprocess", "data"} - metadata.keys()
+    if missing:
+        raise CheckpointError(
+            f"{path}: written outside a training run: {', '.join(sorted(missing))} unknown"
+        )
+    model = torchadder.load(path).eval()
+    preprocess = Preprocess.from_dict(metadata["preprocess"])
+    return Classifier(path, model, metadata["class_names"], preprocess, metadata["data"])
+
+
+def evaluate(
+    checkpoint: str | os.PathLike[str],
+    data: dict[str, Any] | None = None,
+    *,
+    batch_size: int = 256,
+    threads: int | None = None,
+    accelerator: str = "auto",
+) -> dict[str, Any]:
+    """Accuracy, top-5 accuracy, loss and energy of a checkpoint.
+
+    Args:
+        checkpoint: A .safetensors file or a run folder (its best checkpoint).
+        data: Keys of the recipe's section `data` to replace, for instance `source`.
+        batch_size: Images per batch.
+        threads: Threads of torch on the CPU; None leaves the number as it is.
+        accelerator: Lightning's accelerator.
+
+    Returns:
+        accuracy and top5 (shares; top5 is None up to five classes), loss (mean cross-entropy in
+        nats), num_mul, num_add and energy_uj per image, num_images, seconds and what was evaluated.
+
+    Raises:
+        CheckpointError: If the checkpoint cannot be used.
+        DataError: If the images cannot be used or have other classes.
+    """
+    net = open_checkpoint(checkpoint)
+    check_keys(data or {}, "data", DataConfig, "data.")
+    fixed = {
+        "batch_size": batch_size,
+        "augment": "none",
+        "mean": list(net.preprocess.mean),
+        "std": list(net.preprocess.std),
+    }
+    images = ImageData(**net.data | fixed | (data or {}))
+    previous_threads = torch.get_num_threads()
+    try:
+        if threads is not None:
+            torch.set_num_threads(threads)
+        with quiet():
+            images.setup()
+            _check_images(images, net)
+            images.val.preprocess = net.preprocess
+            task = Classification(net.model, num_classes=len(net.class_names))
+            trainer = lightning.Trainer(
+                accelerator=accelerator,
+                devices=1,
+                logger=False,
+                enable_checkpointing=False,
+                enable_model_summary=False,
+                enable_progress_bar=False,
+            )
+            start = time.monotonic()
+            metrics = trainer.validate(task, images.val_dataloader(), verbose=False)[0]
+            seconds = time.monotonic() - start
+    except MisconfigurationException as error:
+        raise RecipeError(f"trainer: {' '.join(str(error).split())}") from error
+    finally:
+        torch.set_num_threads(previous_threads)
+    cost = energy.count(net.model.cpu(), torch.zeros(1, *images.image_shape))
+    return {
+        "checkpoint": str(net.path),
+        "source": images.source,
+        "split": images.val.split.name,
+        "num_images": len(images.val),
+        "accuracy": metrics["val_accuracy"],
+        "top5": metrics.get("val_top5"),
+        "loss": metrics["val_loss"],
+        "num_mul": cost.num_mul,
+        "num_add": cost.num_add,
+        "energy_uj": cost.energy_pj / 1e6,
+        "seconds": seconds,
+    }
+
+
+def predict(
+    checkpoint: str | os.PathLike[str] | Classifier,
+    paths: Sequence[Path],
+    *,
+    top: int = 5,
+    batch_size: int = 64,
+) -> Iterator[Prediction]:
+    """Classifies image files, one after the other.
+
+    Args:
+        checkpoint: A checkpoint, or one opened by `open_checkpoint`.
+        paths: Image files.
+        top: Classes to name for each.
+        batch_size: Images per forward pass.
+
+    Yields:
+        One prediction per file, in order; a file that is no image has `error` set.
+    """
+    net = checkpoint if isinstance(checkpoint, Classifier) else open_checkpoint(checkpoint)
+    top = min(top, len(net.class_names))
+    for start in range(0, len(paths), batch_size):
+        chunk = paths[start : start + batch_size]
+        pixels: dict[Path, torch.Tensor] = {}
+        errors: dict[Path, str] = {}
+        for path in chunk:
+            try:
+                pixels[path] = net.preprocess.pixels(decode(str(path)))
+            except DataError as error:
+                errors[path] = str(error)
+        found: dict[Path, Prediction] = {}
+        if pixels:
+            with torch.inference_mode():
+                inputs = net.preprocess.normalize(torch.stack(list(pixels.values())))
+                probabilities = net.model(inputs).softmax(1)
+            values, indices = probabilities.topk(top)
+            for path, row, classes in zip(pixels, values.tolist(), indices.tolist(), strict=True):
+                found[path] = Prediction(path, [net.class_names[i] for i in classes], row)
+        for path in chunk:
+            yield found[path] if path in found else Prediction(path, [], [], errors[path])
+
+
+def image_files(path: str | os.PathLike[str]) -> list[Path]:
+    """The image itself, or all images in a folder and below, sorted.
+
+    Raises:
+        DataError: If there is no such file or folder, or no image in it.
+    """
+    path = Path(path)
+    if path.is_file():
+        return [path]
+    if not path.is_dir():
+        raise DataError(f"{path}: no such file or folder")
+    files = sorted(
+        file for file in path.rglob("*") if file.suffix.lower() in IMAGE_SUFFIXES and file.is_file()
+    )
+    if not files:
+        suffixes = ", ".join(suffix[1:] for suffix in IMAGE_SUFFIXES)
+        raise DataError(f"{path}: no images in this folder ({suffixes})")
+    return files
+
+
+def _check_images(images: ImageData, net: Classifier) -> None:
+    if images.num_classes != len(net.class_names):
+        raise DataError(
+            f"{images.source} has {images.num_classes} classes, {net.path} was trained on "
+            f"{len(net.class_names)}"
+        )
+    if images.class_names != net.class_names:
+        pairs = zip(images.class_names, net.class_names, strict=True)
+        here, there = next((a, b) for a, b in pairs if a != b)
+        raise DataError(
+            f"{images.source} has the class {here!r} where {net.path} was trained on {there!r}"
+        )
+    want = (net.preprocess.channels, net.preprocess.height, net.preprocess.width)
+    if images.image_shape != want:
+        raise DataError(
+            f"{images.source} has images of {'x'.join(map(str, images.image_shape))}, {net.path} "
+            f"takes {'x'.join(map(str, want))}"
+        )
