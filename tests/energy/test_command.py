@@ -105,16 +105,16 @@ def test_papers(capsys, tmp_path):
     energy(csv=str(path))
     out = capsys.readouterr().out
     with open(path, newline="") as file:
-        rows = {(row["model"], row["layers"], row["remark"]): row for row in csv.DictReader(file)}
+        rows = {(row["model"], row["layers"]): row for row in reversed(list(csv.DictReader(file)))}
     fcos = "torchvision.fcos_resnet50_fpn"
-    assert rows["resnet32", "conv", ""]["num_mul"] == "69124736"
-    assert rows["resnet50", "adder", ""]["num_add"] == "7595884544"
+    assert rows["resnet32", "conv"]["num_mul"] == "69124736"
+    assert rows["resnet50", "adder"]["num_add"] == "7595884544"
     # Arithmetic of the paper's own rows: 129.9 + 299.5 = 112.9 + 316.5 = 2 * 214.7.
     for layers in ("conv", "adder backbone", "adder backbone and neck"):
-        row = rows[fcos, layers, ""]
+        row = rows[fcos, layers]
         assert int(row["num_mul"]) + int(row["num_add"]) == 2 * 214_730_342_400
-        assert float(row["energy_mj"]) == pytest.approx(float(row["printed_energy_mj"]), rel=1e-3)
-    for text in ("CIFAR-10", "ImageNet", "COCO", "41.17M", "40.81M", "-0.9%"):
+        assert float(row["energy_mj"]) == pytest.approx(float(row["printed_energy_mj"]), rel=2e-3)
+    for text in ("CIFAR-10", "ImageNet", "COCO", "41.17M", "40.81M", "-0.87%"):
         assert text in out
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv as csv_format
 import os
+import warnings
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
     from jsonargparse import ArgumentParser, Namespace
 
 TORCHVISION = "torchvision."
-TEXT = ("model", "layers", "input", "remark")
+TEXT = ("model", "layers", "input", "note")
 DTYPES = ("float32", "float16", "bfloat16", "int32", "int8")
 
 
@@ -111,54 +112,60 @@ def run(args: Namespace) -> None:
 
 def _show_papers(options: dict[str, Any], csv: str | None) -> None:
     """Count every printed row again and print the tables."""
-    counts = ("printed mul", "counted", "off", "printed add", "counted", "off")
-    headings = ("model", "layers", *counts, "printed energy", "counted", "remark")
     rows: list[dict[str, Any]] = []
-    for group in dict.fromkeys(row.group for row in PRINTED):
-        cells = []
+    for group in dict.fromkeys(printed.group for printed in PRINTED):
+        pairs = []
         for printed in PRINTED:
-            if printed.group != group:
-                continue
-            net = _build_printed(printed)
-            report = count(net, _input(printed.model, printed.input_shape), **options)
-            mul = deviation(printed.num_mul, report.num_mul) if _value(printed.num_mul) else None
-            add = deviation(printed.num_add, report.num_add)
-            cells.append(
-                (
-                    printed.model.removeprefix(TORCHVISION),
-                    printed.conv,
-                    printed.num_mul,
-                    short_number(report.num_mul),
-                    _percent(mul),
-                    printed.num_add,
-                    short_number(report.num_add),
-                    _percent(add),
-                    f"{printed.energy_mj} mJ" if printed.energy_mj else "-",
-                    short_energy(report.energy_pj),
-                    printed.remark,
-                )
-            )
-            rows.append(
-                {
-                    "group": group,
-                    "model": printed.model,
-                    "layers": printed.conv,
-                    "printed_mul": printed.num_mul,
-                    "num_mul": report.num_mul,
-                    "printed_add": printed.num_add,
-                    "num_add": report.num_add,
-                    "printed_energy_mj": printed.energy_mj,
-                    "energy_mj": report.energy_mj,
-                    "source": printed.source,
-                    "remark": printed.remark,
-                }
-            )
-        print(f"\n{group}\n{render_table(headings, cells, left=TEXT)}")
-    print("\n= : the printed figure comes out, at the printed number of digits.")
+            if printed.group == group:
+                net = _build_printed(printed)
+                report = count(net, _input(printed.model, printed.input_shape), **options)
+                pairs.append((printed, report))
+        print(f"\n{group}\n{_beside_print(pairs)}")
+        rows += [
+            {
+                "group": group,
+                "model": printed.model,
+                "layers": printed.conv,
+                "printed_mul": printed.num_mul,
+                "num_mul": report.num_mul,
+                "printed_add": printed.num_add,
+                "num_add": report.num_add,
+                "printed_energy_mj": printed.energy_mj,
+                "energy_mj": report.energy_mj,
+                "source": printed.source,
+                "remark": printed.remark,
+            }
+            for printed, report in pairs
+        ]
+    print("\n= : comes out, at the printed number of digits; otherwise counted against printed.")
     for source in dict.fromkeys(row.source for row in PRINTED):
         print(f"Printed: {source}.")
     if csv:
         _write_csv(csv, rows)
+
+
+def _beside_print(pairs: list[tuple[PrintedCount, EnergyReport]]) -> str:
+    """Return the table of one group, with its remarks as notes below."""
+    notes = list(dict.fromkeys(printed.remark for printed, _ in pairs if printed.remark))
+    columns = ["model", "layers", "mul", "counted", "", "add", "counted", "", "energy", "counted"]
+    cells = [
+        (
+            printed.model.removeprefix(TORCHVISION),
+            printed.conv,
+            printed.num_mul,
+            short_number(report.num_mul),
+            _percent(printed.num_mul, report.num_mul),
+            printed.num_add,
+            short_number(report.num_add),
+            _percent(printed.num_add, report.num_add),
+            f"{printed.energy_mj} mJ" if printed.energy_mj else "-",
+            short_energy(report.energy_pj),
+            f"({notes.index(printed.remark) + 1})" if printed.remark else "",
+        )
+        for printed, report in pairs
+    ]
+    table = render_table([*columns, "note"], cells, left=TEXT)
+    return "\n".join([table, *(f"  ({i}) {note}" for i, note in enumerate(notes, start=1))])
 
 
 def _side_by_side(reports: list[tuple[str, tuple[int, ...], EnergyReport]]) -> str:
@@ -197,7 +204,7 @@ def _build(
     elif name.startswith(TORCHVISION):
         net = _build_torchvision(name, num_classes)
         if conv == "adder":
-            torchadder.convert_(net)
+            _convert(net, ("first", "last"))
     else:
         arguments: dict[str, Any] = {} if num_classes is None else {"num_classes": num_classes}
         if shape is not None and len(shape) == 4:
@@ -234,10 +241,17 @@ def _build_printed(printed: PrintedCount) -> nn.Module:
         return _build_without_values(printed.model, conv=printed.conv, **printed.arguments)
     net: Any = _build_torchvision(printed.model, num_classes=80)
     if "backbone" in printed.conv:
-        torchadder.convert_(net.backbone.body, torchadder.AdderConfig(keep=("first",)))
+        _convert(net.backbone.body, ("first",))
     if "neck" in printed.conv:
-        torchadder.convert_(net.backbone.fpn, torchadder.AdderConfig(keep=()))
+        _convert(net.backbone.fpn, ())
     return net
+
+
+def _convert(net: nn.Module, keep: tuple[str, ...]) -> None:
+    with warnings.catch_warnings():
+        # A layer without a norm behind it trains badly, but only its operations matter here.
+        warnings.filterwarnings("ignore", message="adder layers without a normalisation")
+        torchadder.convert_(net, torchadder.AdderConfig(keep=keep))
 
 
 def _is_detector(name: str) -> bool:
@@ -273,14 +287,11 @@ def _split(text: str | None) -> list[str]:
     return [part.strip() for part in (text or "").split(",") if part.strip()]
 
 
-def _value(printed: str) -> float:
-    return float(printed.rstrip("KMG"))
-
-
-def _percent(part: float | None) -> str:
-    if part is None:
-        return "-"
-    return "=" if part == 0 else f"{part:+.1%}"
+def _percent(printed: str, counted: float) -> str:
+    if float(printed.rstrip("KMG")) == 0:
+        return "-" if counted else "="
+    part = deviation(printed, counted)
+    return f"{part:+.2%}" if part else "="
 
 
 def _write_reports(
