@@ -52,6 +52,17 @@ def test_exponent_is_clamped_and_its_gradient_is_not():
     torch.testing.assert_close(output.grad, expected / 2)
 
 
+def test_clamped_values_do_not_move_sigma():
+    def gradient(values):
+        sigma = torch.tensor(1.0, requires_grad=True)
+        exponential_kernel(torch.tensor(values), sigma).sum().backward()
+        return sigma.grad.item()
+
+    # d exp(y / (2 s^2)) / ds = -y / s^3 * exp(y / (2 s^2)); y = 1, s = 1.
+    assert gradient([1.0]) == pytest.approx(-math.exp(0.5))
+    assert gradient([-100.0, 1.0, 100.0]) == pytest.approx(-math.exp(0.5))
+
+
 def test_gradient_inside_the_range_is_the_derivative():
     output = torch.randn(4, 3, dtype=torch.float64, requires_grad=True)
     sigma = torch.tensor(0.9, dtype=torch.float64, requires_grad=True)

@@ -142,17 +142,17 @@ def test_progressive_teacher_follows_the_mode(adder_net, conv_net):
 
 
 @pytest.fixture
-def counted_alignments(monkeypatch):
-    """Calls of what the feature term and the taps are made of."""
+def captures(monkeypatch):
+    """Calls of `capture`, which sets the hooks."""
     calls = []
     monkeypatch.setattr("torchadder.distill.distiller.capture", lambda *a, **k: calls.append(a))
     return calls
 
 
-def test_beta_zero_taps_nothing(adder_net, conv_net, counted_alignments):
+def test_beta_zero_taps_nothing(adder_net, conv_net, captures):
     pkkd = PKKD(adder_net(), conv_net(), beta=0)
     output = pkkd(*batch())
-    assert counted_alignments == []
+    assert captures == []
     assert list(output.parts) == ["ce", "kd"]
     assert pkkd.own_parameters() == []
     assert pkkd.taps == ()
@@ -258,11 +258,9 @@ def test_deepcopy(adder_net, conv_net):
 
 
 def test_gradient_accumulation(conv_net):
-    # Without BN and dropout the terms of two halves add up; the feature term has batch statistics
-    # of its own, so it is left out.
-    pkkd = PKKD(conv_net().eval(), conv_net().eval(), beta=0)
-    for net in (pkkd.student, pkkd.teacher):
-        net.eval()
+    # With BN in eval mode the terms of two halves add up. The feature term is left out: it takes
+    # statistics over the batch, as BN does in training.
+    pkkd = PKKD(conv_net(), conv_net(), beta=0).eval()
     inputs, labels = batch()
     total(pkkd(inputs, labels)).backward()
     whole = gradients(pkkd)

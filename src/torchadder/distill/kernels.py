@@ -27,16 +27,25 @@ SIGMA_RANGE = 10.0
 SCALES = ("deviation", "magnitude")
 
 
-class _Clamp(torch.autograd.Function):
-    """Clamp whose backward is the identity."""
+class _ClampedExp(torch.autograd.Function):
+    """`exp(clamp(y * rate))` with the gradients that `exponential_kernel` promises."""
 
     @staticmethod
-    def forward(ctx: Any, exponent: Tensor, limit: float) -> Tensor:
-        return exponent.clamp(-limit, limit)
+    def forward(ctx: Any, output: Tensor, rate: Tensor, limit: float) -> Tensor:
+        values = torch.exp((output * rate).clamp(-limit, limit))
+        ctx.save_for_backward(output, rate, values)
+        ctx.limit = limit
+        return values
 
     @staticmethod
-    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor, None]:
-        return grad_outputs[0], None
+    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor, Tensor | None, None]:
+        output, rate, values = ctx.saved_tensors
+        grad = grad_outputs[0] * values
+        grad_rate = None
+        if ctx.needs_input_grad[1]:
+            inside = (output * rate).abs() < ctx.limit
+            grad_rate = torch.where(inside, grad * output, 0).sum()
+        return grad * rate, grad_rate, None
 
 
 def exponential_kernel(
@@ -48,13 +57,14 @@ def exponential_kernel(
     convolution `y = <x, w>`, and `k` is its Gaussian kernel g without the factor
     `exp((|x|^2 + |w|^2) / (2 sigma^2))` (arXiv 2009.13044).
 
-    The exponent is clamped to `[-limit, limit]`. The gradient passes the clamp: it is
-    `k / (2 sigma^2)` with the clamped k, so a value outside the range is still pulled back instead
-    of being lost without notice.
+    The exponent is clamped to `[-limit, limit]`. Towards the output the gradient passes the clamp:
+    it is `k / (2 sigma^2)` with the clamped k, so a value outside the range is still pulled back
+    instead of being lost without notice. Towards sigma it does not: a clamped value does not
+    depend on sigma, and pretending otherwise drives sigma to where everything is clamped.
 
     Args:
         output: any shape; bfloat16 and float16 are computed, and returned, in float32.
-        sigma: a positive number or a tensor that broadcasts.
+        sigma: a positive number, or a scalar tensor.
         limit: bound of the exponent.
 
     Returns:
@@ -65,7 +75,8 @@ def exponential_kernel(
         tensor([0.3679, 1.0000, 2.7183])
     """
     output = _at_least_float32(output)
-    return torch.exp(_Clamp.apply(output / (2 * sigma**2), limit))  # type: ignore[arg-type]
+    rate = torch.as_tensor(0.5 / sigma**2, dtype=output.dtype, device=output.device)
+    return _ClampedExp.apply(output, rate, limit)  # type: ignore[return-value]
 
 
 class OutputKernel(nn.Module):
