@@ -1,8 +1,8 @@
 """The one tolerance of the operator tests.
 
 A float sum of n terms errs by at most ``n eps S`` and by about ``sqrt(n) eps S`` as roundings
-go either way, S the sum of the absolute values of the terms. The kernels sum at most 512 terms in a row
-before they start afresh: sqrt(512) < 32, and the identities that trade terms for others are used
+go either way, S the sum of the absolute values of the terms. The kernels sum at most 512 terms in
+a row before they start afresh: sqrt(512) < 32. The identities that trade terms for others are used
 only where they cost less than a factor of 8 in S (see csrc/src/forward.h), which the roundings of
 either sign keep below the other factor. Hence ``|got - want| <= 32 eps S``, with want in float64.
 """

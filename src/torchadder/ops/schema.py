@@ -1,6 +1,7 @@
 """Declares the operators ``torchadder::adder2d``, ``adder2d_backward_input``, ``..._weight``.
 
-One place for schema strings, fake kernels, autograd and autocast policy; the kernels come from ``reference`` (every device) and ``cpu`` (the C++ library).
+One place for schema strings, fake kernels, autograd and autocast policy. The kernels come from
+``reference`` (every device) and ``cpu`` (the C++ library), the flop formulas from ``flops``.
 
 * Deterministic on every backend; no operator mutates its arguments.
 * Autocast: float32, the policy torch has for ``cdist``. The outputs are sums of K absolute values
