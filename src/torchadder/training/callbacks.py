@@ -167,6 +167,13 @@ class BestAndLast(ModelCheckpoint):
             enable_version_counter=False,
         )
 
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Saves `best.ckpt` if there is no better epoch, and `last.ckpt` in any case."""
+        super().on_train_epoch_end(trainer, pl_module)
+        # From 2.6 on, Lightning writes last.ckpt only along with a new best.ckpt.
+        if self._last_global_step_saved != trainer.global_step:
+            self._save_last_checkpoint(trainer, self._monitor_candidates(trainer))
+
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Restores the scores, with all paths in the folder as it is called now."""
         here = str(self.dirpath)
