@@ -42,11 +42,12 @@ def test_stride_variant_has_the_same_names(name):
     assert description(model) == (FOLDER / f"{name}.txt").read_text()
 
 
-def test_embedding_adds_one_layer():
-    plain = set(models.lenet5_bn().state_dict())
-    flat = models.lenet5_bn(feature_dim=2).state_dict()
-    added = {name.rpartition(".")[0] for name in set(flat) - plain}
-    assert added == {"embedding.0", "embedding.1"}
-    assert plain <= set(flat)
-    assert flat["embedding.0.weight"].shape == (2, 84, 1, 1)
-    assert flat["fc.weight"].shape == (10, 2, 1, 1)
+def test_embedding_takes_the_place_of_the_last_norm():
+    def modules(model):
+        return {name.rpartition(".")[0] for name in model.state_dict()}
+
+    plain, flat = models.lenet5_bn(), models.lenet5_bn(feature_dim=2)
+    assert modules(flat) - modules(plain) == {"embedding.0", "embedding.1"}
+    assert modules(plain) - modules(flat) == {"bn_fc"}
+    assert flat.state_dict()["embedding.0.weight"].shape == (2, 84, 1, 1)
+    assert flat.state_dict()["fc.weight"].shape == (10, 2, 1, 1)

@@ -45,7 +45,8 @@ class LeNet5BN(ImageClassifier):
                 make_conv(layer, 84, feature_dim, 1), nn.BatchNorm2d(feature_dim)
             )
         self.fc = make_conv(resolve(head, "head"), self.num_features, num_classes, 1)
-        self.bn_fc = nn.BatchNorm2d(num_classes)
+        # A norm of the logits could move the classes apart by itself, each by an offset.
+        self.bn_fc = nn.BatchNorm2d(num_classes) if feature_dim is None else nn.Identity()
 
     def forward_features(self, x: Tensor) -> Tensor:
         """Return F6's activations, or the `feature_dim` embedding, shape (N, num_features)."""
@@ -86,8 +87,9 @@ def lenet5_bn(
         conv: layer class of the inner layers, see `torchadder.models`.
         in_channels: channels of the images.
         feature_dim: if given, a layer of this width (BN behind it, no ReLU) sits between the 84
-            features and the classifier and becomes the penultimate one. With 2 its outputs can be
-            drawn: clusters for an adder net, rays for a CNN (AdderNet, figure 1).
+            features and the classifier and becomes the penultimate one, and the logits are not
+            normalised, so that features alone separate the classes. With 2 they can be drawn:
+            clusters for an adder net, rays for a CNN (AdderNet, figure 1).
         head: layer class of the classifier. Figure 1 is about nets that classify by distance, so
             draw it with `head="adder"` for the adder net.
 
