@@ -27,6 +27,14 @@ struct Tile {
   T* const* stage;         // where each pixel's sums stand
 };
 
+// Ones that the compiler takes for any number: it must not turn a multiply-add into an addition.
+template <class V>
+typename V::Reg hidden_one() {
+  typename V::Reg one = V::set1(1);
+  V::hide(&one);
+  return one;
+}
+
 template <class V, Term kTerm, int kPixels, int kVectors, bool kLanewise>
 void accumulate(const Tile<typename V::T>& tile, const Run* runs, int64_t num_runs,
                 const typename V::T* w) {
@@ -34,7 +42,7 @@ void accumulate(const Tile<typename V::T>& tile, const Run* runs, int64_t num_ru
   using Reg = typename V::Reg;
   constexpr int64_t step = kLanewise ? V::lanes : 1;
   static_assert(!(is_gradient(kTerm) || kLanewise) || kVectors == 1, "one vector a pixel");
-  const Reg one = V::opaque_one();
+  const Reg one = hidden_one<V>();
   Reg sum[kPixels][kVectors];
   Reg x[kPixels];
   for (int m = 0; m < kPixels; m++) {

@@ -3,6 +3,8 @@
 
 #include <chrono>
 
+#include "accumulate.h"
+
 namespace {
 
 template <class V, class Step>
@@ -30,19 +32,19 @@ double pairs_per_second(double seconds, Step step) {
 // A maximum and an addition a pair, the addition on whichever unit V::accumulate takes.
 template <class V>
 double peak_max_add(double seconds) {
-  const typename V::Reg one = V::opaque_one();
-  typename V::Reg a = V::opaque_one(), b = V::opaque_one();
+  const typename V::Reg one = hidden_one<V>();
+  typename V::Reg a = one, b = one;
   return pairs_per_second<V>(seconds, [=](typename V::Reg sum) mutable {
-    asm volatile("" : "+x"(a), "+x"(b));
+    V::hide(&a);
     return V::accumulate(sum, V::max(a, b), one);
   });
 }
 
 template <class V>
 double peak_multiply_add(double seconds) {
-  typename V::Reg a = V::opaque_one(), b = V::opaque_one();
-  return pairs_per_second<V>(
-      seconds, [=](typename V::Reg sum) mutable { return V::fma(a, b, sum); });
+  const typename V::Reg a = hidden_one<V>(), b = hidden_one<V>();
+  return pairs_per_second<V>(seconds,
+                             [=](typename V::Reg sum) { return V::fma(a, b, sum); });
 }
 
 }  // namespace

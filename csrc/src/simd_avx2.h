@@ -21,11 +21,7 @@ struct Avx2F32 {
   static Reg max(Reg a, Reg b) { return _mm256_max_ps(a, b); }
   static Reg abs(Reg a) { return _mm256_andnot_ps(_mm256_set1_ps(-0.0f), a); }
   static Reg fma(Reg a, Reg b, Reg c) { return _mm256_fmadd_ps(a, b, c); }
-  static Reg opaque_one() {
-    Reg one = _mm256_set1_ps(1.0f);
-    asm volatile("" : "+x"(one));
-    return one;
-  }
+  static void hide(Reg* a) { asm volatile("" : "+x"(*a)); }
   static Reg accumulate(Reg acc, Reg a, Reg one) { return _mm256_fmadd_ps(a, one, acc); }
   static Reg sub_by_fma(Reg a, Reg b, Reg one) { return _mm256_fmsub_ps(a, one, b); }
   // MINPS and MAXPS return the second operand when either is NaN: NaN passes through.
@@ -88,11 +84,7 @@ struct Avx2F64 {
   static Reg max(Reg a, Reg b) { return _mm256_max_pd(a, b); }
   static Reg abs(Reg a) { return _mm256_andnot_pd(_mm256_set1_pd(-0.0), a); }
   static Reg fma(Reg a, Reg b, Reg c) { return _mm256_fmadd_pd(a, b, c); }
-  static Reg opaque_one() {
-    Reg one = _mm256_set1_pd(1.0);
-    asm volatile("" : "+x"(one));
-    return one;
-  }
+  static void hide(Reg* a) { asm volatile("" : "+x"(*a)); }
   static Reg accumulate(Reg acc, Reg a, Reg one) { return _mm256_fmadd_pd(a, one, acc); }
   static Reg sub_by_fma(Reg a, Reg b, Reg one) { return _mm256_fmsub_pd(a, one, b); }
   static Reg clip1(Reg d, Reg one) {

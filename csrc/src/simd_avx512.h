@@ -21,11 +21,7 @@ struct Avx512F32 {
   static Reg max(Reg a, Reg b) { return _mm512_max_ps(a, b); }
   static Reg abs(Reg a) { return _mm512_abs_ps(a); }
   static Reg fma(Reg a, Reg b, Reg c) { return _mm512_fmadd_ps(a, b, c); }
-  static Reg opaque_one() {
-    Reg one = _mm512_set1_ps(1.0f);
-    asm volatile("" : "+v"(one));
-    return one;
-  }
+  static void hide(Reg* a) { asm volatile("" : "+v"(*a)); }
   static Reg accumulate(Reg acc, Reg a, Reg one) { return _mm512_fmadd_ps(a, one, acc); }
   static Reg sub_by_fma(Reg a, Reg b, Reg one) { return _mm512_fmsub_ps(a, one, b); }
   // VRANGE with "smaller magnitude, sign of the first operand": one instruction clamps.
@@ -93,11 +89,7 @@ struct Avx512F64 {
   static Reg max(Reg a, Reg b) { return _mm512_max_pd(a, b); }
   static Reg abs(Reg a) { return _mm512_abs_pd(a); }
   static Reg fma(Reg a, Reg b, Reg c) { return _mm512_fmadd_pd(a, b, c); }
-  static Reg opaque_one() {
-    Reg one = _mm512_set1_pd(1.0);
-    asm volatile("" : "+v"(one));
-    return one;
-  }
+  static void hide(Reg* a) { asm volatile("" : "+v"(*a)); }
   static Reg accumulate(Reg acc, Reg a, Reg one) { return _mm512_fmadd_pd(a, one, acc); }
   static Reg sub_by_fma(Reg a, Reg b, Reg one) { return _mm512_fmsub_pd(a, one, b); }
   static Reg clip1(Reg d, Reg one) { return _mm512_range_pd(d, one, 0x2); }

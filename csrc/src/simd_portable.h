@@ -4,6 +4,14 @@
 
 #include <cstdint>
 
+#if defined(__x86_64__) || defined(__i386__)
+#define TA_VECTOR_REGISTER "+x"
+#elif defined(__aarch64__) || defined(__ARM_NEON)
+#define TA_VECTOR_REGISTER "+w"
+#else
+#define TA_VECTOR_REGISTER "+m"
+#endif
+
 namespace {
 
 template <class Scalar, class Mask>
@@ -31,8 +39,8 @@ struct Portable {
   static Reg max(Reg a, Reg b) { return select(a > b, a, b); }
   static Reg abs(Reg a) { return (Reg)((Bits)a & ~(Bits{} + sign_bit)); }
   static Reg fma(Reg a, Reg b, Reg c) { return a * b + c; }
-  // A vector of ones whose value the compiler cannot see.
-  static Reg opaque_one() { return set1(1); }
+  // Makes the compiler forget what it knows of a register's value.
+  static void hide(Reg* a) { asm volatile("" : TA_VECTOR_REGISTER(*a)); }
   // acc + a. Where a multiply-add unit is free beside the adders, as acc + a * one on that unit:
   // the rounding is the same.
   static Reg accumulate(Reg acc, Reg a, Reg) { return acc + a; }

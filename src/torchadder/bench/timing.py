@@ -1,0 +1,35 @@
+"""Median times of several functions, taken in turns so that drift hits all alike."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable
+
+WARM_UP = 2
+LEAST_TURNS = 5
+
+
+def median_ms(
+    functions: dict[str, Callable[[], object]], seconds: float, least_turns: int = LEAST_TURNS
+) -> dict[str, float]:
+    """Call each function in turn for about ``seconds`` each; return medians in milliseconds.
+
+    Args:
+        functions: What to time, by name.
+        seconds: Time to spend on each function, warm-up aside.
+        least_turns: Calls of each, however long they take.
+    """
+    for _ in range(min(WARM_UP, least_turns)):
+        for function in functions.values():
+            function()
+    times: dict[str, list[float]] = {name: [] for name in functions}
+    end = time.perf_counter() + seconds * len(functions)
+    turns = 0
+    while turns < least_turns or time.perf_counter() < end:
+        for name, function in functions.items():
+            start = time.perf_counter()
+            function()
+            times[name].append(time.perf_counter() - start)
+        turns += 1
+    return {name: 1e3 * statistics.median(values) for name, values in times.items()}

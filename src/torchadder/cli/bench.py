@@ -1,0 +1,159 @@
+"""`torchadder bench`: the adder operator against convolution, shape by shape."""
+
+from __future__ import annotations
+
+import json as json_format
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from rich.console import Console
+from rich.table import Table
+
+from torchadder.bench.layers import LayerResult, measure_layer, measure_peak
+from torchadder.bench.shapes import SHAPES, Shape
+from torchadder.bench.step import StepResult, measure_step
+from torchadder.ops import cpu_library_info
+from torchadder.provenance import provenance
+
+PAGE_WIDTH = 120
+"""Columns of the table where the output is no terminal."""
+
+if TYPE_CHECKING:
+    from jsonargparse import ArgumentParser, Namespace
+
+
+def bench(
+    device: str = "cpu",
+    json: str | None = None,
+    shapes: str | None = None,
+    seconds: float = 0.5,
+    baseline: bool = True,
+    step: bool = True,
+    threads: int | None = None,
+) -> None:
+    """Time forward, input gradient, weight gradient and step against conv2d.
+
+    Sides are timed in turns and compared by their medians. The unfold-and-broadcast version takes
+    most of the time; --baseline false leaves it out.
+
+    Args:
+        device: "cpu".
+        json: File to write the results to, with hardware, versions, date and command.
+        shapes: Layers to time, separated by commas, such as "3x3 64->128 @56 /2 b8"; by default
+            the layers of ResNets.
+        seconds: Time for each side of each measurement.
+        baseline: Whether to time the unfold-and-broadcast version, too.
+        step: Whether to time a training step of ResNet-20, too.
+        threads: Number of threads; by default torch's.
+
+    Raises:
+        ValueError: An argument is wrong.
+        OSError: The JSON file cannot be written.
+    """
+    if device != "cpu":
+        raise ValueError(f"device must be cpu, got {device!r}")
+    if seconds <= 0:
+        raise ValueError(f"seconds must be positive, got {seconds}")
+    if threads is not None and threads < 1:
+        raise ValueError(f"threads must be at least 1, got {threads}")
+    chosen = SHAPES if shapes is None else tuple(Shape.parse(part) for part in shapes.split(","))
+    path = None if json is None else Path(json)
+    if path is not None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+    if threads is not None:
+        torch.set_num_threads(threads)
+    torch.manual_seed(0)
+    console = Console() if sys.stdout.isatty() else Console(width=PAGE_WIDTH)
+    report: dict[str, Any] = provenance()
+    hardware = report["hardware"]
+    console.print(
+        f"{hardware['cpu']}, {hardware['torch_threads']} threads, {hardware['instruction_set']}, "
+        f"torch {report['versions']['torch']}",
+        highlight=False,
+    )
+    peak = measure_peak() if cpu_library_info()["backend"] == "cpu" else None
+    if peak:
+        console.print(
+            f"limits in registers: {peak['max_add'] / 1e9:.1f} G max-add pairs/s, "
+            f"{peak['multiply_add'] / 1e9:.1f} G multiply-adds/s",
+            highlight=False,
+        )
+    report["peak_pairs_per_second"] = peak
+    layers: list[LayerResult] = []
+    with console.status("") as status:
+        for shape in chosen:
+            status.update(f"timing {shape.name}")
+            layers += measure_layer(shape, seconds, baseline, peak["max_add"] if peak else None)
+        report["layers"] = [result.to_dict() for result in layers]
+        whole = None
+        if step:
+            status.update("timing a training step of ResNet-20")
+            whole = measure_step(seconds=10 * seconds, baseline=baseline)
+            report["step"] = whole.to_dict()
+    console.print(layer_table(layers))
+    if whole is not None:
+        console.print(describe_step(whole), highlight=False)
+    if path is not None:
+        path.write_text(json_format.dumps(report, indent=2) + "\n", encoding="utf-8")
+        console.print(f"written to {path}", highlight=False)
+
+
+def layer_table(results: list[LayerResult]) -> Table:
+    """The results as a table, one row a part of a layer."""
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    table.add_column("layer", no_wrap=True)
+    table.add_column("part", no_wrap=True)
+    columns = ("adder ms", "conv2d ms", "x conv2d", "G pairs/s", "of peak", "unfold ms", "faster")
+    for name in columns:
+        table.add_column(name, justify="right", no_wrap=True)
+    for i, result in enumerate(results):
+        first = i == 0 or results[i - 1].shape != result.shape
+        share = "" if result.share_of_peak is None else f"{result.share_of_peak:.0%}"
+        unfold = "" if result.unfold_ms is None else f"{result.unfold_ms:.0f}"
+        faster = "" if result.speedup_over_unfold is None else f"{result.speedup_over_unfold:.0f}x"
+        table.add_row(
+            result.shape if first else "",
+            result.part,
+            f"{result.adder_ms:.2f}",
+            f"{result.conv_ms:.2f}",
+            f"{result.ratio_to_conv:.2f}",
+            f"{result.elements_per_second / 1e9:.1f}",
+            share,
+            unfold,
+            faster,
+        )
+    return table
+
+
+def describe_step(result: StepResult) -> str:
+    """The training step in a few lines."""
+    lines = [
+        f"{result.model} training step, batch {result.batch}: adder {result.adder_ms:.0f} ms, "
+        f"conv {result.conv_ms:.0f} ms, ratio {result.ratio_to_conv:.2f}"
+    ]
+    if result.unfold_ms is not None:
+        lines.append(
+            f"  with the unfold-and-broadcast operator {result.unfold_ms:.0f} ms: ours is "
+            f"{result.speedup_over_unfold:.0f} times faster"
+        )
+    if result.memory_ratio is not None:
+        assert result.adder_peak_bytes
+        assert result.conv_peak_bytes
+        lines.append(
+            f"  peak memory of the step: adder {result.adder_peak_bytes / 2**20:.0f} MiB, conv "
+            f"{result.conv_peak_bytes / 2**20:.0f} MiB, ratio {result.memory_ratio:.2f}"
+        )
+    return "\n".join(lines)
+
+
+def add_arguments(parser: ArgumentParser) -> None:
+    """Declare the options of ``torchadder bench``."""
+    parser.add_function_arguments(bench, as_positional=False)
+
+
+def run(args: Namespace) -> None:
+    """Run ``torchadder bench``."""
+    bench(**args.as_dict())

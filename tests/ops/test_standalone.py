@@ -1,0 +1,38 @@
+"""The C++ library alone, under AddressSanitizer and UBSan: no torch, no Python in its process."""
+
+import os
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(scope="module")
+def program(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("sanitized")
+    for tool in ("cmake", "c++"):
+        assert shutil.which(tool), f"{tool} is needed: pip install .[dev] brings cmake"
+    options = ["-DTORCHADDER_SANITIZE=ON", "-DTORCHADDER_BUILD_TESTS=ON"]
+    for command in (
+        ["-S", str(ROOT), "-B", str(folder), *options],
+        ["--build", str(folder), "-j2"],
+    ):
+        result = subprocess.run(["cmake", *command], capture_output=True, text=True)
+        assert result.returncode == 0, result.stdout[-2000:] + result.stderr[-2000:]
+        assert "warning:" not in result.stdout + result.stderr
+    return folder / "check_kernels"
+
+
+@pytest.mark.parametrize("capability", ["avx512", "avx2", "portable"])
+def test_random_problems(program, capability):
+    result = subprocess.run(
+        [program, "60", "7"],
+        env={**os.environ, "TORCHADDER_CPU_CAPABILITY": capability, "OMP_NUM_THREADS": "2"},
+        capture_output=True,
+        text=True,
+    )
+    assert result.returncode == 0, result.stdout[-2000:] + result.stderr[-4000:]
+    assert "60 problems checked" in result.stdout
