@@ -256,6 +256,18 @@ def test_list_of_images():
     assert report.layers[0].output_shape[-3:] == (4, 6, 6)
 
 
+@pytest.mark.parametrize("elementwise", [False, True])
+def test_inference_mode(elementwise):
+    with torch.inference_mode():
+        born_there = models.lenet5_bn()
+        inside = count(born_there, (1, 1, 28, 28), include_elementwise=elementwise)
+        values = count(Cached(), torch.ones(1, 3, 5, 5), include_elementwise=elementwise)
+    after = count(born_there, (1, 1, 28, 28), include_elementwise=elementwise)
+    plain = count(models.lenet5_bn(), (1, 1, 28, 28), include_elementwise=elementwise)
+    assert inside.layers == after.layers == plain.layers
+    assert values.num_mul >= 4 * 9 * 27
+
+
 @pytest.mark.parametrize("wrap", [nn.DataParallel, lambda m: torch.compile(m, backend="eager")])
 def test_wrapped_models(wrap):
     model = nn.Sequential(nn.Conv2d(3, 4, 3))

@@ -149,6 +149,12 @@ class _CountingMode(TorchDispatchMode):
     ) -> Any:
         kwargs = kwargs or {}
         product = is_product(func)
+        if not product:
+            # Without autograd (inference mode) composite operators arrive whole: look inside them.
+            with self:
+                out = func.decompose(*args, **kwargs)
+            if out is not NotImplemented:
+                return out
         out = (
             _zeros_of(func, args, kwargs) if product and self.skip_values else func(*args, **kwargs)
         )
