@@ -1,4 +1,4 @@
-"""Where a number comes from: hardware, versions, date and command, as every result file states them.
+"""Where a number comes from: hardware, versions, date and command, for every result file.
 
 Knows the machine and nothing of models; imports only torch.
 """
