@@ -9,6 +9,8 @@ namespace {
 
 using Provider = const Kernels* (*)(int dtype);
 
+#if defined(TORCHADDER_X86)
+// Whether the environment asks for less than the instruction set `name`.
 bool lowered_below(const char* name) {
   const char* wanted = std::getenv("TORCHADDER_CPU_CAPABILITY");
   if (wanted == nullptr) return false;
@@ -16,6 +18,7 @@ bool lowered_below(const char* name) {
     return std::strcmp(wanted, "avx2") == 0 || std::strcmp(wanted, "portable") == 0;
   return std::strcmp(wanted, "portable") == 0;
 }
+#endif
 
 Provider choose() {
 #if defined(TORCHADDER_X86)
