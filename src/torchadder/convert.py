@@ -50,6 +50,7 @@ _TWINS: dict[type[nn.Module], tuple[type[adder_nn.AdderModule], tuple[str, ...]]
     nn.ConvTranspose2d: (adder_nn.AdderTranspose2d, (*_CONV_ARGUMENTS, "output_padding")),
     nn.Linear: (adder_nn.AdderLinear, ("in_features", "out_features")),
 }
+_LINEAR = (nn.Linear, adder_nn.AdderLinear)
 _INITS = ("normal", "keep")
 
 # Modules whose forward takes the weights of their children without calling them.
@@ -653,18 +654,22 @@ class _NormsBehind:
         return self._paired(layer)
 
     def _paired(self, layer: _Layer) -> str | None:
-        """For ``conv1, conv2, bn1, bn2``: the n-th of as many norms as there are layers."""
+        """For ``conv1, conv2, bn1, bn2``: the n-th of as many norms as there are convolutions."""
         parent_name, _, own = layer.name.rpartition(".")
         children = list(self._modules[parent_name].named_children())
-        layers = [name for name, child in children if _is_layer(child)]
+        linear = isinstance(layer.module, _LINEAR)
+        layers = [n for n, m in children if _is_layer(m) and isinstance(m, _LINEAR) is linear]
         norms = [name for name, child in children if _is_norm(child)]
         if own not in layers or len(layers) != len(norms):
             return None
-        names = [name for name, _ in children]
         norm = norms[layers.index(own)]
         path = f"{parent_name}.{norm}" if parent_name else norm
-        behind = names.index(norm) > names.index(own)
-        return path if behind and _fits(layer.module, self._modules[path]) else None
+        names = [name for name, _ in children]
+        between = children[names.index(own) + 1 : names.index(norm)]
+        plausible = names.index(norm) > names.index(own) and all(
+            _is_layer(m) or _is_norm(m) or isinstance(m, _TRANSPARENT_CLASSES) for _, m in between
+        )
+        return path if plausible and _fits(layer.module, self._modules[path]) else None
 
 
 def _fits(layer: nn.Module, norm: nn.Module) -> bool:
