@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
-import subprocess
-import sys
+import multiprocessing
 from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -73,27 +73,35 @@ def training_step(layer: str, model: str, batch: int) -> Callable[[], object]:
     return step
 
 
-def peak_growth_bytes(layer: str, model: str, batch: int) -> int | None:
-    """How far two steps raise the peak of a fresh process's resident set; None off Unix."""
-    code = (
-        "import json, resource, sys, torch\n"
-        "from torchadder.bench.step import training_step\n"
-        "layer, model, batch, threads = json.loads(sys.argv[1])\n"
-        "torch.set_num_threads(threads)\n"
-        "training_step(layer, model, 1)()\n"
-        "step = training_step(layer, model, batch)\n"
-        "peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"
-        "before = peak()\n"
-        "step(); step()\n"
-        "print((peak() - before) * (1 if sys.platform == 'darwin' else 1024))\n"
-    )
-    if sys.platform == "win32":
+def peak_resident_bytes() -> int | None:
+    """Highest resident set of this process so far; None where the system does not tell.
+
+    Not ``getrusage``: on Linux a process starts with its parent's peak there.
+    """
+    status = Path("/proc/self/status")
+    if not status.exists():
         return None
-    arguments = json.dumps([layer, model, batch, torch.get_num_threads()])
-    result = subprocess.run(
-        [sys.executable, "-c", code, arguments], capture_output=True, text=True, check=True
-    )
-    return int(result.stdout)
+    lines = status.read_text(encoding="utf-8").splitlines()
+    return next(1024 * int(line.split()[1]) for line in lines if line.startswith("VmHWM:"))
+
+
+def _growth_over_two_steps(layer: str, model: str, batch: int) -> int | None:
+    training_step(layer, model, 2)()  # loads what is loaded once
+    step = training_step(layer, model, batch)
+    before = peak_resident_bytes()
+    step()
+    step()
+    after = peak_resident_bytes()
+    return None if before is None or after is None else after - before
+
+
+def peak_growth_bytes(layer: str, model: str, batch: int) -> int | None:
+    """How far two steps raise the peak of a fresh process's resident set."""
+    spawn = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(
+        1, mp_context=spawn, initializer=torch.set_num_threads, initargs=(torch.get_num_threads(),)
+    ) as pool:
+        return pool.submit(_growth_over_two_steps, layer, model, batch).result()
 
 
 def measure_step(
