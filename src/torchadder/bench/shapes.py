@@ -56,10 +56,18 @@ class Shape:
         kernel, _, channels, filters, size, stride, batch = match.groups()
         numbers = (batch or 8, channels, filters, size, kernel, stride or 1)
         shape = cls(*(int(number) for number in numbers))
-        if min(shape.batch, shape.in_channels, shape.out_channels, shape.stride, shape.kernel) < 1:
+        if (
+            min(
+                shape.batch,
+                shape.in_channels,
+                shape.out_channels,
+                shape.size,
+                shape.kernel,
+                shape.stride,
+            )
+            < 1
+        ):
             raise ValueError(f"the numbers of a shape must be at least 1, got {text!r}")
-        if shape.output_size < 1:
-            raise ValueError(f"the image is smaller than the kernel in {text!r}")
         return shape
 
 
