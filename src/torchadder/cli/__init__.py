@@ -97,7 +97,7 @@ def _dispatch(argv: list[str]) -> int:
         if hasattr(module, "rewrite"):
             argv = [argv[0], *module.rewrite(argv[1:])]
     parser = _build_parser(command, module)
-    args = _parse(parser, argv)
+    args = _parse(parser, argv, module)
     if module is None:
         raise UserError(f"no command given; one of {', '.join(COMMANDS)} is wanted")
     status = module.run(args[command])
@@ -128,30 +128,32 @@ def _build_parser(command: str | None, module: Any = None) -> ArgumentParser:
     return parser
 
 
-def _parse(parser: ArgumentParser, argv: list[str]) -> Any:
+def _parse(parser: ArgumentParser, argv: list[str], module: Any) -> Any:
     from jsonargparse import ArgumentError
 
     try:
         return parser.parse_args(argv)
     except ArgumentError as error:
-        raise UserError(_explain(str(error), parser, argv)) from error
+        raise UserError(_explain(str(error), argv[0], module)) from error
 
 
-def _explain(message: str, parser: ArgumentParser, argv: list[str]) -> str:
+def _explain(message: str, command: str, module: Any) -> str:
     """The parser's message in one short line, with the nearest option for an unknown one."""
-    prefix = "unrecognized arguments: "
-    if prefix in message:
-        unknown = message.split(prefix, 1)[1].split()[0].split("=")[0]
-        command = argv[0] if argv and argv[0] in COMMANDS else ""
-        known = [
-            "--" + key.removeprefix(f"{command}.")
-            for key in parser.get_defaults(skip_validation=True).keys()  # noqa: SIM118
-        ]
-        kind = "option" if unknown.startswith("-") else "argument"
-        return f"unknown {kind} {unknown!r}{nearest(unknown, known)}"
+    from jsonargparse import ArgumentParser
+
     from torchadder.training.recipe import explain
 
-    return explain(message.replace(f'Parser key "{argv[0]}.', 'Parser key "'))
+    prefix = "unrecognized arguments: "
+    if prefix not in message:
+        return explain(message.replace(f'Parser key "{command}.', 'Parser key "'))
+    unknown = message.split(prefix, 1)[1].split()[0].split("=")[0]
+    known = ["--help", "--debug"]
+    if module is not None:
+        alone = ArgumentParser(exit_on_error=False)
+        module.add_arguments(alone)
+        known += [f"--{key}" for key in alone.get_defaults().keys()]  # noqa: SIM118
+    kind = "option" if unknown.startswith("-") else "argument"
+    return f"unknown {kind} {unknown!r}{nearest(unknown, known)}"
 
 
 def _report(message: str) -> None:

@@ -75,7 +75,7 @@ def rewrite(argv: list[str]) -> list[str]:
         raise UserError(f"one recipe is wanted, got {' and '.join(positional)}")
     if not positional:
         return options
-    recipes.read(positional[0])  # unknown keys get a better message than the parser's
+    recipes.load(positional[0])  # its errors name the file and the nearest key; the parser's do not
     return ["--recipe", str(recipes.find(positional[0])), *options]
 
 

@@ -215,6 +215,8 @@ def _open_parquet(folder: Path, files: list[Path]) -> dict[str, tuple[Any, list[
                 sizes.append((str(file), pq.ParquetFile(file).metadata.num_rows))
             except (pa.ArrowInvalid, OSError) as error:
                 raise DataError(f"{file}: not a readable parquet file ({_first(error)})") from error
+        if not any(num_rows for _, num_rows in sizes):
+            raise DataError(f"{folder}, split {name!r} is empty")
         with _quiet_datasets() as datasets:
             try:
                 table = datasets.load_dataset(
@@ -410,14 +412,17 @@ def _encoded(table: Any, column: str, where: str) -> Any:
 
 @contextlib.contextmanager
 def _quiet_datasets() -> Iterator[Any]:
-    """The `datasets` module with its progress bars off (ours show what matters)."""
+    """The `datasets` module without progress bars and log lines; what goes wrong is raised."""
     import datasets
 
     were_enabled = datasets.are_progress_bars_disabled() is False
+    verbosity = datasets.logging.get_verbosity()
     datasets.disable_progress_bars()
+    datasets.logging.set_verbosity(datasets.logging.CRITICAL)
     try:
         yield datasets
     finally:
+        datasets.logging.set_verbosity(verbosity)
         if were_enabled:
             datasets.enable_progress_bars()
 

@@ -118,6 +118,6 @@ class Distillation(Classification):
             groups.append({"params": own, "weight_decay": 0.0})
         return groups
 
-    def on_train_epoch_end(self) -> None:
+    def on_validation_epoch_end(self) -> None:
         """Logs the kernel scales as `sigma/<layer>/student` and `sigma/<layer>/teacher`."""
         self.log_dict({f"sigma/{name}": value for name, value in self.pkkd.sigmas().items()})

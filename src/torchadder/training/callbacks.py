@@ -104,7 +104,11 @@ def read_metrics(path: Path) -> list[dict[str, float]]:
     """The rows of a `metrics.csv`."""
     with path.open(newline="", encoding="utf-8") as file:
         return [
-            {name: int(value) if name == "epoch" else float(value) for name, value in row.items()}
+            {
+                name: int(value) if name == "epoch" else float(value)
+                for name, value in row.items()
+                if value
+            }
             for row in csv.DictReader(file)
         ]
 

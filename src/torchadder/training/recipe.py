@@ -329,8 +329,8 @@ def check_keys(values: Any, origin: str, section: Any = Recipe, prefix: str = ""
         RecipeError: Naming the first unknown key and the nearest known one.
     """
     if not isinstance(values, dict):
-        where = prefix.rstrip(".") or "the whole"
-        raise RecipeError(f"{origin}: {where} is {values!r}: keys with values are wanted")
+        where = f"{prefix.rstrip('.')} is" if prefix else "holds"
+        raise RecipeError(f"{origin}: {where} {values!r}; keys with values are wanted")
     hints = typing.get_type_hints(section)
     for key, value in values.items():
         if key not in hints:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import datetime
+import itertools
 import json
 import logging
 import os
@@ -115,8 +116,6 @@ def fit(
         data = open_data(recipe)
         task = build_task(recipe, data)
         folder = _new_folder(recipe.name) if output is None else Path(output)
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / "config.yaml").write_text(_config_text(recipe), encoding="utf-8")
         return _run(recipe, data, task, folder, None, callbacks, command)
 
 
@@ -286,6 +285,10 @@ def _run(
     table = MetricsTable(folder / "metrics.csv")
     keeper = BestAndLast(folder / "checkpoints")
     trainer = _trainer(recipe, data, task, folder, [table, keeper, *callbacks])
+    if checkpoint is None:
+        # Only now: a recipe that cannot run leaves no folder behind.
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "config.yaml").write_text(_config_text(recipe), encoding="utf-8")
     if trainer.is_global_zero:
         num_weights = sum(parameter.numel() for parameter in task.plain_model.parameters())
         print(
@@ -394,7 +397,7 @@ def _environment(recipe: Recipe) -> Iterator[None]:
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """Lightning without its notices, and without three warnings that are known and harmless."""
+    """Lightning without its notices, and without four warnings that are known and harmless."""
     logger = logging.getLogger("lightning.pytorch")
     level = logger.level
     logger.setLevel(logging.WARNING)  # devices found, tips: nothing that a run needs to say
@@ -405,6 +408,8 @@ def quiet() -> Iterator[None]:
                 r"The '\w+_dataloader' does not have many workers",
                 # `resume` goes on in the folder of the run; nothing else ever does.
                 r"Checkpoint directory .* exists and is not empty",
+                # The fixed teacher of a distillation stays in evaluation mode on purpose.
+                r"Found \d+ module\(s\) in eval mode at the start of training",
                 # Lightning 2.6 meets a torch newer than itself; nothing we could change.
                 r"`isinstance\(treespec, LeafSpec\)` is deprecated",
             ):
@@ -416,12 +421,9 @@ def quiet() -> Iterator[None]:
 
 def _new_folder(name: str) -> Path:
     stamp = datetime.datetime.now().strftime("%Y%m%d-%H%M%S")
-    for suffix in ("", *(f"-{number}" for number in range(2, 100))):
-        folder = Path("runs") / f"{name}-{stamp}{suffix}"
-        with contextlib.suppress(FileExistsError):
-            folder.mkdir(parents=True)
-            return folder
-    raise FileExistsError(f"runs/{name}-{stamp}: exists")
+    first = Path("runs") / f"{name}-{stamp}"
+    others = (first.with_name(f"{first.name}-{number}") for number in itertools.count(2))
+    return next(folder for folder in itertools.chain([first], others) if not folder.exists())
 
 
 def _config_text(recipe: Recipe) -> str:

@@ -1,0 +1,97 @@
+import pytest
+import yaml
+
+from torchadder import recipes
+from torchadder.training import Recipe, RecipeError
+from torchadder.training.recipe import explain, from_dict, keys
+
+
+@pytest.mark.parametrize("name", recipes.names())
+def test_recipes_of_the_package_load(name):
+    recipe = recipes.load(name)
+    assert recipe.name == name
+    assert recipe.method == ("pkkd" if name.endswith("pkkd") else "supervised")
+    assert recipe.model.conv == ("conv" if name.endswith("conv") else "adder")
+    assert recipes.describe(name)
+    assert from_dict(yaml.safe_load(yaml.safe_dump(recipe.to_dict()))) == recipe
+
+
+def test_the_promised_recipes_exist():
+    want = {
+        f"{net}_{m}" for net in ("mnist_lenet5bn", "cifar10_resnet20") for m in ("conv", "adder")
+    }
+    assert want | {"mnist_lenet5bn_pkkd", "cifar10_resnet20_pkkd"} <= set(recipes.names())
+
+
+def test_cifar10_recipes_have_the_settings_of_the_paper():
+    recipe = recipes.load("cifar10_resnet20_adder")
+    optimizer = recipe.optimizer
+    assert (optimizer.lr, optimizer.momentum, optimizer.weight_decay) == (0.1, 0.9, 5e-4)
+    assert optimizer.eta == 0.2
+    assert (recipe.epochs, recipe.data.batch_size, recipe.data.augment) == (400, 256, "crop_flip")
+
+
+def test_overrides_take_precedence_over_the_file_and_the_file_over_defaults(tmp_path):
+    path = tmp_path / "mine.yaml"
+    path.write_text("epochs: 7\noptimizer: {lr: 1e-3}\n")
+    recipe = recipes.load(str(path), {"optimizer.momentum": 0.5, "trainer.threads": 1})
+    assert (recipe.epochs, recipe.optimizer.lr, recipe.optimizer.momentum) == (7, 1e-3, 0.5)
+    assert recipe.trainer.threads == 1
+    assert recipe.data == Recipe().data
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        ({"optimizer.lrr": 1}, r"unknown key optimizer.lrr; the nearest known key is optimizer.lr"),
+        ({"lr": 1}, r"unknown key lr; the nearest known key is optimizer.lr"),
+        ({"optimiser.lr": 1}, r"unknown key optimiser; the nearest known key is optimizer"),
+        ({"optimizer.lr": "fast"}, r"optimizer.lr = fast: float is wanted"),
+        ({"epochs": 1.5}, r"epochs = 1.5: int is wanted"),
+        ({"epochs": 0}, r"epochs = 0: at least 1 is wanted"),
+        ({"optimizer.eta": "x"}, r"optimizer.eta = x: float or null is wanted"),
+        ({"data.augment": "blur"}, r"data.augment = blur"),
+        ({"trainer.limit_train_batches": 1.5}, r"an int of at least 1 or a float in \(0, 1\]"),
+        ({"schedule.min_lr": 1.0}, r"schedule.min_lr = 1.0: 0 .. optimizer.lr=0.05"),
+        ({"data": 3}, r"data is 3; keys with values are wanted"),
+    ],
+)
+def test_errors_are_one_line_and_name_the_key(overrides, message):
+    with pytest.raises(RecipeError, match=message) as caught:
+        recipes.load("mnist_lenet5bn_conv", overrides)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_fixed_teacher_wants_a_checkpoint():
+    with pytest.raises(RecipeError, match=r"distill.teacher_checkpoint = None"):
+        recipes.load("mnist_lenet5bn_pkkd", {"distill.progressive": False})
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("a: [", r"not YAML"),
+        ("", r"holds None; keys with values are wanted"),
+        ("- 1", r"holds \[1\]"),
+    ],
+)
+def test_files_that_are_no_recipe(tmp_path, text, message):
+    path = tmp_path / "bad.yaml"
+    path.write_text(text)
+    with pytest.raises(RecipeError, match=message):
+        recipes.load(str(path))
+
+
+def test_unknown_recipes_get_a_hint():
+    with pytest.raises(RecipeError, match="did you mean mnist_lenet5bn_conv"):
+        recipes.find("mnist_lenet5_conv")
+    with pytest.raises(RecipeError, match="no such file"):
+        recipes.find("nowhere/recipe.yaml")
+
+
+def test_keys_are_all_keys():
+    assert {"epochs", "data", "data.source", "trainer.threads"} <= set(keys())
+
+
+def test_explain_keeps_what_it_does_not_know():
+    assert explain("something\n  else") == "something else"
