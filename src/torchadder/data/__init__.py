@@ -22,7 +22,12 @@ _NAMES = {
     "decode": "torchadder.data.images",
 }
 
-__all__ = [*_NAMES]
+__all__ = [
+    "DataError",
+    "ImageData",
+    "Preprocess",
+    "decode",
+]
 
 
 def __getattr__(name: str) -> Any:

@@ -27,7 +27,15 @@ _NAMES = {
     "resume": "torchadder.training.run",
 }
 
-__all__ = [*_NAMES]
+__all__ = [
+    "NonFiniteError",
+    "Recipe",
+    "RecipeError",
+    "RunResult",
+    "SafetensorsCheckpointIO",
+    "fit",
+    "resume",
+]
 
 
 def __getattr__(name: str) -> Any:
