@@ -74,7 +74,7 @@ class CloudResult:
 
     run: RunFolder
     predictions: Predictions
-    radial_share: float
+    radial_share: float | None
 
 
 @dataclass(frozen=True)

@@ -24,6 +24,7 @@ from torchadder.report.style import DARK, LIGHT, THEMES, Theme, save
 
 NUM_MISTAKES = 16
 MAX_HISTOGRAMS = 6
+MAX_SCALES = 4
 
 
 @dataclass(frozen=True)
@@ -103,10 +104,13 @@ def draw_distillation(folder: Path, run: RunFolder) -> Picture | None:
     names = {"train_ce": "cross-entropy", "train_kd": "soft labels", "train_mid": "features"}
     columns = list(dict.fromkeys(column for row in run.rows for column in row))
     parts = {column: names[column] for column in columns if column in names}
+    # sigma/<layer>/<side>
+    layers = list(dict.fromkeys(c.split("/")[1] for c in columns if c.startswith("sigma/")))
+    shown = figures.spread(layers, MAX_SCALES)
     scales = {
         column: column.removeprefix("sigma/").replace("/", ", ")
         for column in columns
-        if column.startswith("sigma/")
+        if column.startswith("sigma/") and column.split("/")[1] in shown
     }
     if len(parts) < 2:
         return None
@@ -124,7 +128,8 @@ def draw_distillation(folder: Path, run: RunFolder) -> Picture | None:
         caption="The terms of the student's loss before weighting; their sum is "
         f"cross-entropy + {distill['alpha']:g} soft labels + {distill['beta']:g} features. "
         "The features are compared after the kernels exp(y / 2 sigma\N{SUPERSCRIPT TWO}) of a "
-        "layer's outputs y; each layer of either net learns its own sigma.",
+        "layer's outputs y; each layer of either net learns its own sigma."
+        + (" Layers evenly spread over the net." if len(shown) < len(layers) else ""),
     )
 
 
@@ -140,11 +145,11 @@ def draw_confusion(
         mistakes = predictions.confusion.copy()
         mistakes[range(len(mistakes)), range(len(mistakes))] = 0
         true, named = divmod(int(mistakes.argmax()), len(mistakes))
+        count = mistakes[true, named]
         text += (
-            f" The most frequent mistake: {class_names[true]} taken for {class_names[named]}, "
-            f"{mistakes[true, named]:,} times."
+            f" The most frequent mistake is {class_names[true]} taken for {class_names[named]} "
+            f"({count:,} {'image' if count == 1 else 'images'})."
         )
-    text = text.replace(" 1 times", " once")
     return draw(
         folder,
         "confusion_matrix",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -31,6 +32,8 @@ from torchadder.report.style import (
     style_axes,
     style_legend,
 )
+
+Item = TypeVar("Item")
 
 MAX_MARKED_EPOCHS = 20
 MAX_NUMBERED_CLASSES = 20
@@ -108,7 +111,7 @@ def feature_clouds(clouds: Sequence[Cloud], class_names: Sequence[str], theme: T
     Both axes of a panel have the same scale; the panels have scales of their own, as the nets do.
     """
     panel = WIDTH / len(clouds)
-    figure = new_figure(panel + 0.6, theme)
+    figure = new_figure(panel + 0.5, theme)
     panels = figure.subplots(1, len(clouds), squeeze=False)[0]
     for axes, cloud in zip(panels, clouds, strict=True):
         for index in range(len(class_names)):
@@ -230,9 +233,7 @@ def confusion_matrix(
     axes = figure.subplots()
     mistakes = counts.astype(float)
     np.fill_diagonal(mistakes, np.nan)
-    ramp = theme.ramp(theme.nets[kind])
-    ramp.set_bad(theme.fill)
-    ramp.set_under(theme.cell)
+    ramp = theme.ramp(theme.nets[kind]).with_extremes(bad=theme.fill, under=theme.cell)
     edges = {"edgecolors": theme.background, "linewidth": 1.5} if is_numbered else {}
     top = max(1.0, np.nanmax(mistakes)) if num_classes > 1 else 1.0
     mesh = axes.pcolormesh(np.ma.masked_invalid(mistakes), cmap=ramp, vmin=0.5, vmax=top, **edges)
@@ -316,7 +317,7 @@ def distillation(
         scales: Columns of the kernel scales and what to call them; may be empty.
         theme: The colours.
     """
-    figure = new_figure(4.0, theme)
+    figure = new_figure(4.2, theme)
     groups = [group for group in (parts, scales) if group]
     panels = figure.subplots(1, len(groups), squeeze=False)[0]
     titles = {id(parts): "Parts of the loss", id(scales): "Kernel scales"}
@@ -339,13 +340,16 @@ def distillation(
         _log_scale(axes)
         _epoch_axis(axes)
         legend = axes.legend(
-            loc="upper center", bbox_to_anchor=(0.5, -0.16), ncols=3, handlelength=2.4
+            loc="upper center",
+            bbox_to_anchor=(0.5, -0.16),
+            ncols=3 if len(group) <= 3 else 2,
+            handlelength=2.4,
         )
         style_legend(legend, theme)
     return figure
 
 
-def spread(layers: Sequence[LayerWeights], count: int) -> list[LayerWeights]:
+def spread(layers: Sequence[Item], count: int) -> list[Item]:
     """At most `count` layers, evenly spread over the net, the first and the last among them."""
     if len(layers) <= count:
         return list(layers)

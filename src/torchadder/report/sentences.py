@@ -109,13 +109,23 @@ def energy_sentence(name: str, report: EnergyReport, other: str, other_report: E
     )
 
 
-def cloud_sentence(conv_share: float, adder_share: float) -> str:
+def cloud_sentence(conv_share: float | None, adder_share: float | None) -> str:
     """Says which of the two nets' features are rays, and whether that is the paper's figure.
 
     Args:
         conv_share: `statistics.radial_share` of the CNN's features.
         adder_share: That of the adder net's.
     """
+    if conv_share is None or adder_share is None:
+        flat = [
+            name
+            for name, share in (("the CNN", conv_share), ("the adder net", adder_share))
+            if share is None
+        ]
+        return (
+            f"In {' and in '.join(flat)} all images of a class have the same features, so that "
+            "nothing can be said about rays and clusters."
+        )
     measured = (
         "Of the scatter within a class (median over the classes), "
         f"{100 * conv_share:.0f}{NO_BREAK}% points outwards, away from the centre of all classes, "

@@ -153,19 +153,20 @@ def mcnemar(only_first: int, only_second: int) -> float:
     return min(1.0, 2 * tail / 2**discordant)
 
 
-def radial_share(features: ArrayLike, labels: ArrayLike) -> float:
+def radial_share(features: ArrayLike, labels: ArrayLike) -> float | None:
     """How far the classes are rays: the part of their scatter that points outwards, 0..1.
 
     For each class c with mean `m_c`, the variance along the line from the centre of the class means
     through `m_c`, divided by the variance in all directions; the median over the classes. In two
-    dimensions a round cluster gives 0.5 and a ray from the centre 1.
+    dimensions a round cluster gives 0.5 and a ray from the centre 1. None if no class has any
+    scatter, as where a net in its first steps gives every image the same features.
 
     Args:
         features: Features, shape (N, D).
         labels: Class of each, shape (N).
 
     Raises:
-        ValueError: If the shapes do not fit or no class has any scatter.
+        ValueError: If the shapes do not fit.
     """
     points, classes = np.asarray(features, np.float64), np.asarray(labels)
     if points.ndim != 2 or classes.shape != points.shape[:1]:
@@ -180,9 +181,7 @@ def radial_share(features: ArrayLike, labels: ArrayLike) -> float:
         total = np.sum(centred**2)
         if total > 0 and length > 0:
             shares.append(np.sum((centred @ outwards / length) ** 2) / total)
-    if not shares:
-        raise ValueError("features have no scatter within any class")
-    return float(np.median(shares))
+    return float(np.median(shares)) if shares else None
 
 
 def _checked(values: ArrayLike) -> NDArray[np.float64]:
