@@ -103,9 +103,17 @@ def run(args: Any) -> None:
 
 
 def _report(result: Any) -> None:
+    from lightning.pytorch.utilities import rank_zero_only
+
+    from torchadder.report import write_run_report
+
+    if rank_zero_only.rank:  # type: ignore[attr-defined]
+        return
     metrics = result.metrics
     print(
         f"best epoch {metrics['best_epoch']:.0f}: "
         f"validation accuracy {100 * metrics['best_val_accuracy']:.2f} %"
     )
     print(f"run folder: {result.folder}")
+    page = write_run_report(result.folder, model=result.model, data=result.data)
+    print(f"report: {page}")

@@ -35,8 +35,10 @@ class RunFolder:
 
     @property
     def kind(self) -> str:
-        """What was trained: "conv", "adder", or "pkkd" for a distilled net."""
-        return "pkkd" if self.config["method"] == "pkkd" else self.config["model"]["conv"]
+        """What was trained: "conv", "adder", or "pkkd" for a distilled adder net."""
+        conv = self.config["model"]["conv"]
+        kind = conv["type"] if isinstance(conv, dict) else conv
+        return "pkkd" if kind == "adder" and self.config["method"] == "pkkd" else kind
 
     @property
     def epochs(self) -> int:
