@@ -154,6 +154,25 @@ def test_confusion_matrix_prints_every_count_but_zeros():
     assert shown == {((0.5, 0.5), "5"), ((0.5, 1.5), "3"), ((1.5, 1.5), "7")}
 
 
+@pytest.mark.parametrize("theme", THEMES)
+def test_text_on_every_colour_can_be_read(theme):
+    for colour in theme.nets.values():
+        for strength in np.linspace(0, 1, 9):
+            behind = theme.ramp(colour)(strength)
+            text = theme.readable_on(behind)
+            # 3 : 1 is what the Web Content Accessibility Guidelines ask for large or bold text.
+            assert _contrast(text, behind) >= 3
+
+
+def _contrast(first, second):
+    levels = []
+    for colour in (first, second):
+        rgb = np.array(matplotlib.colors.to_rgb(colour))
+        linear = np.where(rgb <= 0.04045, rgb / 12.92, ((rgb + 0.055) / 1.055) ** 2.4)
+        levels.append(linear @ [0.2126, 0.7152, 0.0722] + 0.05)
+    return max(levels) / min(levels)
+
+
 def test_spread_keeps_both_ends():
     layers = [_weights(10, str(index)) for index in range(20)]
     assert [layer.name for layer in figures.spread(layers, 6)] == ["0", "4", "8", "11", "15", "19"]

@@ -86,11 +86,11 @@ def test_weights_as_in_the_paper_and_not():
     laplace, normal = _fits("Laplace"), _fits("normal")
     text = sentences.weight_sentences([normal] * 3, [laplace] * 3, 12)
     assert text[-1].endswith("Both hold here.")
-    assert "In all 3 layers of the CNN that are shown the normal distribution fits" in text[0]
+    assert "All 3 of the inner layers of the CNN are fitted better by the normal" in text[0]
     text = sentences.weight_sentences([normal] * 3, [normal, laplace], 1)
     assert text[1].endswith("Here the latter holds in every layer, the former does not.")
     assert text[2].endswith("had 1 epoch to leave it.")
-    assert "fits 1 better, the normal distribution 1." in text[0]
+    assert "fits 1 better and the normal distribution 1." in text[0]
     assert sentences.weight_sentences([laplace], [laplace], 1)[1].endswith("the latter does not.")
     assert sentences.weight_sentences([laplace], [normal], 1)[1].endswith(
         "Here neither holds in every layer."

@@ -196,11 +196,9 @@ def weight_histograms(rows: Sequence[WeightRow], theme: Theme) -> Figure:
             )
             axes.yaxis.set_major_locator(MaxNLocator(4, steps=[1, 2, 5, 10]))
             axes.xaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 5, 10]))
+    kinds = {row.kind: row.label or "weights" for row in rows}
     handles = [
-        *(
-            Patch(color=theme.nets[row.kind], alpha=0.45, label=row.label or "weights")
-            for row in rows
-        ),
+        *(Patch(color=theme.nets[kind], alpha=0.45, label=kinds[kind]) for kind in kinds),
         Line2D([], [], color=theme.text, linewidth=1.8, label="Laplace, maximum likelihood"),
         Line2D(
             [],
@@ -236,6 +234,7 @@ def confusion_matrix(
     ramp = theme.ramp(theme.nets[kind]).with_extremes(bad=theme.fill, under=theme.cell)
     edges = {"edgecolors": theme.background, "linewidth": 1.5} if is_numbered else {}
     top = max(1.0, np.nanmax(mistakes)) if num_classes > 1 else 1.0
+    span = max(top - 0.5, 0.5)
     mesh = axes.pcolormesh(np.ma.masked_invalid(mistakes), cmap=ramp, vmin=0.5, vmax=top, **edges)
     style_axes(axes, theme, xlabel="class named by the net", ylabel="true class", grid="")
     for spine in axes.spines.values():
@@ -261,7 +260,6 @@ def confusion_matrix(
     for (row, column), count in np.ndenumerate(counts):
         if not count:
             continue
-        is_strong = row != column and count > 0.55 * top
         axes.text(
             column + 0.5,
             row + 0.5,
@@ -269,7 +267,7 @@ def confusion_matrix(
             ha="center",
             va="center",
             fontsize=LABEL_SIZE if num_classes <= 12 else 7.5,
-            color=theme.background if is_strong else theme.text,
+            color=theme.readable_on(theme.fill if row == column else ramp((count - 0.5) / span)),
             fontweight="normal" if row == column else "bold",
         )
     return figure

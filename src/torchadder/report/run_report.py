@@ -155,9 +155,9 @@ def _weight_sentences(kind: str, layers: list[FittedLayer]) -> list[str]:
     adder = [item.fits for item in layers if item.layer.is_adder]
     other = [item.fits for item in layers if not item.layer.is_adder]
     name = KINDS[kind].name
-    found = []
+    found: list[str] = []
     if adder:
-        found.append(sentences.fits_sentence(f"the adder layers of {name}", adder))
+        found.append(sentences.fits_sentence(f"adder layers of {name}", adder))
     if other:
-        found.append(sentences.fits_sentence(f"the multiplying layers of {name}", other))
+        found.append(sentences.fits_sentence(f"multiplying layers of {name}", other))
     return found

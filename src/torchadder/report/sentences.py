@@ -170,7 +170,8 @@ def weight_sentences(
     else:
         verdict = "Here neither holds in every layer."
     sentences = [
-        f"{fits_sentence('the CNN', conv)} {fits_sentence('the adder net', adder)}",
+        f"{fits_sentence('inner layers of the CNN', conv)} "
+        f"{fits_sentence('inner layers of the adder net', adder)}",
         "The AdderNet paper (arXiv 1912.13200) finds the weights of trained adder nets Laplacian "
         f"and those of CNNs Gaussian. {verdict}",
     ]
@@ -182,25 +183,26 @@ def weight_sentences(
     return sentences
 
 
-def fits_sentence(name: str, fits: Sequence[WeightFits]) -> str:
-    """Says in how many layers of a net which distribution fits better.
+def fits_sentence(layers: str, fits: Sequence[WeightFits]) -> str:
+    """Says of how many layers which distribution fits better.
 
     Args:
-        name: The net, with its article.
-        fits: Fits of its layers.
+        layers: What the layers are called, in the plural.
+        fits: Their fits.
     """
     total = len(fits)
     num_laplace = sum(fit.better == "Laplace" for fit in fits)
     if num_laplace in (0, total):
         winner, loser = ("Laplace", "normal") if num_laplace else ("normal", "Laplace")
-        layers = {1: "the layer", 2: "both layers"}.get(total, f"all {total} layers")
+        subject = {1: "The only one", 2: "Both"}.get(total, f"All {total}")
+        verb = "is" if total == 1 else "are"
         return (
-            f"In {layers} of {name} that are shown the {winner} distribution fits better than the "
-            f"{loser}."
+            f"{subject} of the {layers} {verb} fitted better by the {winner} distribution than by "
+            f"the {loser}."
         )
     return (
-        f"Of the {total} layers of {name} that are shown, the Laplace distribution fits "
-        f"{num_laplace} better, the normal distribution {total - num_laplace}."
+        f"Of the {total} {layers}, the Laplace distribution fits {num_laplace} better and the "
+        f"normal distribution {total - num_laplace}."
     )
 
 

@@ -6,15 +6,17 @@ drawn in two themes; the page shows the one that the reader's system asks for.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from matplotlib.axes import Axes
-from matplotlib.colors import LinearSegmentedColormap
+from matplotlib.colors import LinearSegmentedColormap, to_rgb
 from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.legend import Legend
+from matplotlib.typing import ColorType
 
 DPI = 160
 WIDTH = 9.0
@@ -52,6 +54,14 @@ class Theme:
     cell: str
     nets: dict[str, str]
     classes: tuple[str, ...]
+
+    def readable_on(self, colour: ColorType) -> str:
+        """The colour, of text or of the background, that stands out more from `colour`."""
+        own = _luminance(colour)
+        return max(
+            (self.text, self.background),
+            key=lambda other: abs(math.log((_luminance(other) + 0.05) / (own + 0.05))),
+        )
 
     def ramp(self, colour: str) -> LinearSegmentedColormap:
         """A colour map from the background to `colour`."""
@@ -103,6 +113,12 @@ DARK = Theme(
     ),
 )
 THEMES = (LIGHT, DARK)
+
+
+def _luminance(colour: ColorType) -> float:
+    """Relative luminance as in the Web Content Accessibility Guidelines, 0..1."""
+    linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in to_rgb(colour)]
+    return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
 
 
 def new_figure(height: float, theme: Theme, width: float = WIDTH) -> Figure:
