@@ -118,7 +118,7 @@ def test_config_repeats_the_run(finished, tmp_path):
 
 def test_learning_rate_is_half_a_cosine_by_epoch(finished):
     got = [row["lr"] for row in finished.history]
-    assert got == pytest.approx([0.05, 0.0426776695, 0.025, 0.0073223305])
+    assert got == pytest.approx([0.1, 0.085355339, 0.05, 0.014644661])
 
 
 def test_weights_are_a_plain_net_with_its_preprocessing(finished):

@@ -110,12 +110,8 @@ def evaluate(
     """
     net = open_checkpoint(checkpoint)
     check_keys(data or {}, "data", DataConfig, "data.")
-    fixed = {
-        "batch_size": batch_size,
-        "augment": "none",
-        "mean": list(net.preprocess.mean),
-        "std": list(net.preprocess.std),
-    }
+    # The checkpoint's own mean and standard deviation are put in once the images are known to fit.
+    fixed = {"batch_size": batch_size, "augment": "none", "mean": None, "std": None}
     images = ImageData(**net.data | fixed | (data or {}))
     previous_threads = torch.get_num_threads()
     try:
