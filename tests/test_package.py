@@ -18,7 +18,7 @@ LAYERS = (
     ("functional",),
     ("nn",),
     ("optim", "convert"),
-    ("models", "energy", "data", "checkpoint", "bench"),
+    ("models", "energy", "data", "checkpoint", "bench", "provenance"),
     ("distill",),
     ("tasks",),
     ("training", "report"),

@@ -14,9 +14,7 @@ import itertools
 import json
 import logging
 import os
-import platform
 import resource
-import shlex
 import signal
 import sys
 import threading
@@ -39,6 +37,7 @@ import torchadder
 from torchadder import models
 from torchadder.checkpoint import CheckpointError, load_into
 from torchadder.data import ImageData
+from torchadder.provenance import provenance
 from torchadder.tasks import Classification, Distillation
 from torchadder.training.callbacks import (
     Bar,
@@ -449,11 +448,15 @@ def _write_summary(
     trainer: lightning.Trainer,
 ) -> None:
     kibibyte = 1 if sys.platform == "darwin" else 1024  # ru_maxrss counts bytes on macOS
+    origin = provenance(command)
+    origin["hardware"] |= {
+        "device": str(trainer.strategy.root_device),
+        "num_devices": trainer.num_devices,
+    }
+    origin["versions"]["lightning"] = lightning.__version__
     summary = {
         "name": recipe.name,
         "status": status,
-        "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        "command": command or _command(),
         "seed": recipe.seed,
         "epochs": len(rows),
         "metrics": _final_metrics(rows) if rows else {},
@@ -462,38 +465,8 @@ def _write_summary(
             round(sum(row["seconds"] for row in rows) / len(rows), 3) if rows else None
         ),
         "peak_rss_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * kibibyte,
-        "hardware": {
-            "device": str(trainer.strategy.root_device),
-            "num_devices": trainer.num_devices,
-            "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
-            "cpu": _cpu_model(),
-            "cpu_cores": os.cpu_count(),
-            "torch_threads": torch.get_num_threads(),
-            "platform": platform.platform(),
-        },
-        "versions": {
-            "torchadder": torchadder.__version__,
-            "torch": torch.__version__,
-            "lightning": lightning.__version__,
-            "python": platform.python_version(),
-        },
+        **origin,
     }
     text = json.dumps(summary, indent=2, allow_nan=True) + "\n"
     (folder / "summary.json").write_text(text, encoding="utf-8")
 
-
-def _command() -> str:
-    program = Path(sys.argv[0])
-    words = (
-        ["python", "-m", program.parent.name] if program.name == "__main__.py" else [program.name]
-    )
-    return shlex.join([*words, *sys.argv[1:]])
-
-
-def _cpu_model() -> str:
-    info = Path("/proc/cpuinfo")
-    if info.is_file():
-        for line in info.read_text(encoding="utf-8", errors="replace").splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    return platform.processor() or platform.machine()
