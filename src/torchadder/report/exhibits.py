@@ -92,7 +92,7 @@ def draw_curves(folder: Path, curves: Sequence[Curve]) -> Picture:
         figures.learning_curves,
         curves,
         alt=f"Error and loss over the epochs. Validation error at the end: {final}.",
-        caption="Error and cross-entropy with the labels, both on logarithmic scales. Training "
+        caption="Error and cross-entropy with the labels. Training "
         "figures are means over an epoch in which the weights change; validation figures are taken "
         "at its end."
         + (" The distilled net's further terms are not in its loss here." if is_distilled else ""),
