@@ -153,7 +153,7 @@ def duration(seconds: float) -> str:
     """A duration, as one says it.
 
     >>> duration(4.25), duration(75), duration(4000)
-    ('4.2 s', '1 min 15 s', '1 h 7 min')
+    ('4.2 s', '1 min 15 s', '1 h 6 min')
     """
     if seconds < 10:
         return f"{seconds:.1f} s"
