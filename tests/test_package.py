@@ -23,7 +23,8 @@ LAYERS = (
     ("tasks",),
     ("training", "report"),
     ("recipes",),
-    ("cli", "__main__"),
+    ("cli",),
+    ("__main__",),
 )
 LEVEL = {part: level for level, parts in enumerate(LAYERS) for part in parts}
 # Siblings of one layer that may use each other: training writes the report of its run.
