@@ -1,0 +1,61 @@
+"""The benchmark's JSON as the Markdown that README shows.
+
+python -m torchadder.bench.markdown results/bench_cpu.json
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+from torchadder.bench.layers import PARTS
+
+
+def speed_table(report: dict[str, Any]) -> str:
+    """Conditions, one row a layer with the ratios to conv2d, and the training step.
+
+    Args:
+        report: What ``torchadder bench --json`` wrote.
+    """
+    hardware, versions = report["hardware"], report["versions"]
+    peak = report["peak_pairs_per_second"]["max_add"]
+    lines = [
+        f"Times over those of torch's `conv2d` on {hardware['torch_threads']} threads of an "
+        f"{hardware['cpu']} ({hardware['instruction_set']}), float32, torch {versions['torch']}, "
+        f"{report['date'][:10]}: medians, both sides timed in turns. *G pairs/s* is the forward's "
+        f"rate, *of peak* its share of the {peak / 1e9:.0f} G pairs/s that the processor does in "
+        "registers; *faster* is a step against the demo code's unfold-and-broadcast.",
+        "",
+        f"| layer | {' | '.join(PARTS)} | G pairs/s | of peak | faster |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    layers: dict[str, dict[str, Any]] = {}
+    for result in report["layers"]:
+        layers.setdefault(result["shape"], {})[result["part"]] = result
+    for name, parts in layers.items():
+        ratios = " | ".join(f"{parts[part]['ratio_to_conv']:.2f}" for part in PARTS)
+        rate, share = parts["forward"]["elements_per_second"], parts["forward"]["share_of_peak"]
+        faster = parts["step"]["speedup_over_unfold"]
+        speedup = "not measured" if faster is None else f"{faster:.0f}x"
+        lines.append(f"| {name} | {ratios} | {rate / 1e9:.0f} | {share:.0%} | {speedup} |")
+    step = report.get("step")
+    if step:
+        sentence = (
+            f"A training step of {step['model']} at batch {step['batch']} takes "
+            f"{step['adder_ms']:.0f} ms, {step['ratio_to_conv']:.2f} times its CNN twin's"
+        )
+        if step["speedup_over_unfold"]:
+            sentence += (
+                f", and is {step['speedup_over_unfold']:.0f} times faster than with "
+                "unfold-and-broadcast"
+            )
+        if step["memory_ratio"]:
+            sentence += f"; its peak memory is {step['memory_ratio']:.2f} times the twin's"
+        lines += ["", sentence + "."]
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    print(speed_table(json.loads(Path(sys.argv[1]).read_text(encoding="utf-8"))))
