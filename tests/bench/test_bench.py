@@ -110,6 +110,14 @@ def test_command_writes_json(tmp_path, capsys):
     assert TINY.name in capsys.readouterr().out
 
 
+def test_json_to_standard_output(capsys):
+    arguments = ["--json", "--shapes", TINY.name, "--seconds", "0.01", "--step", "false"]
+    assert main(["bench", *arguments]) == 0
+    output = capsys.readouterr()
+    assert len(json.loads(output.out)["layers"]) == 4
+    assert "weight gradient" in output.err
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json as json_format
 import sys
 from pathlib import Path
@@ -40,7 +41,8 @@ def bench(
 
     Args:
         device: "cpu".
-        json: File to write the results to, with hardware, versions, date and command.
+        json: File to write the results to, with hardware, versions, date and command; "-" for the
+            standard output, where the table then goes to the standard error.
         shapes: Layers to time, separated by commas, such as "3x3 64->128 @56 /2 b8"; by default
             the layers of ResNets.
         seconds: Time for each side of each measurement.
@@ -59,14 +61,16 @@ def bench(
     if threads is not None and threads < 1:
         raise ValueError(f"threads must be at least 1, got {threads}")
     chosen = SHAPES if shapes is None else tuple(Shape.parse(part) for part in shapes.split(","))
-    path = None if json is None else Path(json)
+    to_stdout = json == "-"
+    path = None if json is None or to_stdout else Path(json)
     if path is not None:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.touch()
     if threads is not None:
         torch.set_num_threads(threads)
     torch.manual_seed(0)
-    console = Console() if sys.stdout.isatty() else Console(width=PAGE_WIDTH)
+    stream = sys.stderr if to_stdout else sys.stdout
+    console = Console(file=stream, width=None if stream.isatty() else PAGE_WIDTH)
     report: dict[str, Any] = provenance()
     hardware = report["hardware"]
     console.print(
@@ -96,8 +100,11 @@ def bench(
     console.print(layer_table(layers))
     if whole is not None:
         console.print(describe_step(whole), highlight=False)
-    if path is not None:
-        path.write_text(json_format.dumps(report, indent=2) + "\n", encoding="utf-8")
+    text = json_format.dumps(report, indent=2)
+    if to_stdout:
+        print(text)
+    elif path is not None:
+        path.write_text(text + "\n", encoding="utf-8")
         console.print(f"written to {path}", highlight=False)
 
 
@@ -152,6 +159,15 @@ def describe_step(result: StepResult) -> str:
 def add_arguments(parser: ArgumentParser) -> None:
     """Declare the options of ``torchadder bench``."""
     parser.add_function_arguments(bench, as_positional=False)
+
+
+def rewrite(argv: list[str]) -> list[str]:
+    """Let ``--json`` without a file mean the standard output."""
+    words = [*argv, "--"]
+    return [
+        "--json=-" if word == "--json" and after.startswith("--") else word
+        for word, after in itertools.pairwise(words)
+    ]
 
 
 def run(args: Namespace) -> None:
