@@ -12,11 +12,10 @@ import torch.nn.functional as F
 from torchadder import functional as AF
 from torchadder.bench.baseline import unfold_adder2d
 from torchadder.bench.shapes import Shape
-from torchadder.bench.timing import median_ms
+from torchadder.bench.timing import BASELINE_TURNS, median_ms
 from torchadder.ops.cpu import peak_pairs_per_second
 
 PARTS = ("forward", "input gradient", "weight gradient", "step")
-BASELINE_TURNS = 3
 
 
 @dataclass(frozen=True)
@@ -103,7 +102,7 @@ def measure_layer(
         times = median_ms(fast, seconds)
         unfold = None
         if baseline:
-            slow = median_ms({"unfold": sides["unfold"]}, 0.0, BASELINE_TURNS)
+            slow = median_ms({"unfold": sides["unfold"]}, 0.0, BASELINE_TURNS, warm_up=0)
             unfold = slow["unfold"]
         taps = shape.num_taps * (3 if part == "step" else 1)
         rate = taps / (times["adder"] / 1e3)

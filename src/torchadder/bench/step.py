@@ -16,7 +16,7 @@ from torch import nn
 import torchadder.nn
 from torchadder import models
 from torchadder.bench.baseline import UnfoldAdder2d
-from torchadder.bench.timing import median_ms
+from torchadder.bench.timing import BASELINE_TURNS, median_ms
 
 LAYERS: dict[str, Callable[..., nn.Module]] = {
     "adder": torchadder.nn.Adder2d,
@@ -120,7 +120,8 @@ def measure_step(
     )
     unfold = None
     if baseline:
-        unfold = median_ms({"unfold": training_step("unfold", model, batch)}, 0.0, 2)["unfold"]
+        slow = {"unfold": training_step("unfold", model, batch)}
+        unfold = median_ms(slow, 0.0, BASELINE_TURNS, warm_up=0)["unfold"]
     adder_peak, conv_peak = (peak_growth_bytes(name, model, batch) for name in ("adder", "conv"))
     return StepResult(
         model=model,

@@ -8,10 +8,15 @@ from collections.abc import Callable
 
 WARM_UP = 2
 LEAST_TURNS = 5
+BASELINE_TURNS = 3
+"""Calls of the slow baseline, whose first is as slow as the others."""
 
 
 def median_ms(
-    functions: dict[str, Callable[[], object]], seconds: float, least_turns: int = LEAST_TURNS
+    functions: dict[str, Callable[[], object]],
+    seconds: float,
+    least_turns: int = LEAST_TURNS,
+    warm_up: int = WARM_UP,
 ) -> dict[str, float]:
     """Call each function in turn for about ``seconds`` each; return medians in milliseconds.
 
@@ -19,8 +24,9 @@ def median_ms(
         functions: What to time, by name.
         seconds: Time to spend on each function, warm-up aside.
         least_turns: Calls of each, however long they take.
+        warm_up: Calls of each before the timing starts.
     """
-    for _ in range(min(WARM_UP, least_turns)):
+    for _ in range(warm_up):
         for function in functions.values():
             function()
     times: dict[str, list[float]] = {name: [] for name in functions}

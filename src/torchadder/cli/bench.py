@@ -88,13 +88,19 @@ def bench(
     report["peak_pairs_per_second"] = peak
     layers: list[LayerResult] = []
     with console.status("") as status:
+
+        def announce(what: str) -> None:
+            status.update(f"timing {what}")
+            if not console.is_terminal:
+                console.print(f"timing {what}", highlight=False)
+
         for shape in chosen:
-            status.update(f"timing {shape.name}")
+            announce(shape.name)
             layers += measure_layer(shape, seconds, baseline, peak["max_add"] if peak else None)
         report["layers"] = [result.to_dict() for result in layers]
         whole = None
         if step:
-            status.update("timing a training step of ResNet-20")
+            announce("a training step of ResNet-20")
             whole = measure_step(seconds=10 * seconds, baseline=baseline)
             report["step"] = whole.to_dict()
     console.print(layer_table(layers))
