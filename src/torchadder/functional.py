@@ -75,6 +75,15 @@ def _check_weight(weight: Tensor, rank: int) -> None:
         raise ValueError(
             f"weight must have {rank} dimensions, got {weight.dim()} (shape {tuple(weight.shape)})"
         )
+    if weight.numel() == 0:
+        raise ValueError(f"weight must not be empty, got shape {tuple(weight.shape)}")
+
+
+def _check_bias_and_groups(bias: Tensor | None, groups: int) -> None:
+    if bias is not None and not isinstance(bias, Tensor):
+        raise TypeError(f"bias must be a torch.Tensor or None, got {type(bias).__name__}")
+    if isinstance(groups, bool) or not isinstance(groups, int | torch.SymInt):
+        raise TypeError(f"groups must be an int, got {groups!r}")
 
 
 def _resolve_padding(
@@ -150,6 +159,7 @@ def adder2d(
     check_rule(grad)
     batch, unbatched = _batched(input, "input", 4)
     _check_weight(weight, 4)
+    _check_bias_and_groups(bias, groups)
     stride = _tuple("stride", stride, 2)
     dilation = _tuple("dilation", dilation, 2)
     batch, pads = _resolve_padding(batch, padding, weight.shape[2:], stride, dilation)
@@ -285,6 +295,7 @@ def adder_transpose2d(
     """
     batch, unbatched = _batched(input, "input", 4)
     _check_weight(weight, 4)
+    _check_bias_and_groups(bias, groups)
     sh, sw = _tuple("stride", stride, 2)
     ph, pw = _tuple("padding", padding, 2)
     oh, ow = _tuple("output_padding", output_padding, 2)
@@ -305,6 +316,15 @@ def adder_transpose2d(
         raise ValueError(f"input must have weight.shape[0] = {C} channels, got {channels}")
     if groups < 1 or C % groups:
         raise ValueError(f"weight.shape[0] (={C}) must be divisible by groups (={groups})")
+    P = (H - 1) * sh - 2 * ph + dh * (R - 1) + oh + 1
+    Q = (W - 1) * sw - 2 * pw + dw * (S - 1) + ow + 1
+    if H < 1 or W < 1:
+        raise ValueError(f"input must hold at least one pixel, got {H} x {W}")
+    if P < 1 or Q < 1:
+        raise ValueError(
+            f"output must not be empty, got {P} x {Q} from input of {H} x {W}, kernel {(R, S)}, "
+            f"stride {(sh, sw)}, padding {(ph, pw)}"
+        )
     spread = batch
     if (sh, sw) != (1, 1):
         spread = batch.new_zeros((N, C, (H - 1) * sh + 1, (W - 1) * sw + 1))

@@ -51,6 +51,16 @@ def _window(name: str, value: int | Sequence[int], length: int) -> tuple[int, ..
     return values
 
 
+def _check_channels(in_channels: int, out_channels: int, groups: int) -> None:
+    if groups < 1:
+        raise ValueError(f"groups must be at least 1, got {groups}")
+    for name, count in (("in_channels", in_channels), ("out_channels", out_channels)):
+        if count < 1:
+            raise ValueError(f"{name} must be at least 1, got {count}")
+        if count % groups:
+            raise ValueError(f"{name} (={count}) must be divisible by groups (={groups})")
+
+
 class _AdderNd(AdderModule, _ConvNd):
     """What Adder1d and Adder2d share: parsing, padding modes, the call."""
 
@@ -73,6 +83,7 @@ class _AdderNd(AdderModule, _ConvNd):
         grad: str = "clip",
     ) -> None:
         check_rule(grad)
+        _check_channels(in_channels, out_channels, groups)
         length = self.num_spatial
         _ConvNd.__init__(
             self,
@@ -218,6 +229,7 @@ class AdderTranspose2d(AdderModule, _ConvTransposeNd):
         grad: str = "clip",
     ) -> None:
         check_rule(grad)
+        _check_channels(in_channels, out_channels, groups)
         _ConvTransposeNd.__init__(
             self,
             in_channels,

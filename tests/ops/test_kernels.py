@@ -147,6 +147,22 @@ def test_infinities_and_nan_pass_through(case, where, value, monkeypatch):
         assert_close(got, want, magnitude, rule)
 
 
+@pytest.mark.parametrize("rule", GRAD_RULES)
+def test_images_of_nothing_but_padding(rule, poisoned_memory, monkeypatch):
+    """The input is empty, the output and the gradient of the weight are not."""
+    case = Case("", (2, 3, 0, 4), (5, 2, 2), padding=(1, 0), bias=True)
+    x, w, b = case.draw()
+    want, magnitude = forward_in_float64(x, w, b, case.geometry)
+    got = forward(x, w, b, case.geometry)
+    assert got.shape == (2, 5, 1, 3)
+    assert_close(got, want, magnitude)
+    g = torch.randn_like(got)
+    want, magnitude = weight_gradient_in_float64(g, x, w, case.geometry, rule)
+    assert want.any()
+    assert_close(ops.adder2d_backward_weight(g, x, w, *case.geometry, rule), want, magnitude)
+    assert ops.adder2d_backward_input(g, x, w, *case.geometry, rule).shape == x.shape
+
+
 def test_ties_have_zero_sign(monkeypatch):
     x = torch.randint(-2, 3, (2, 18, 6, 6)).float()
     w = torch.randint(-2, 3, (20, 18, 3, 3)).float()

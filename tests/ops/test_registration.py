@@ -1,6 +1,8 @@
 """What torch.library promises: fake kernels, autograd, autocast, compile, export, flops."""
 
 import copy
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -161,6 +163,21 @@ def test_stock_flop_counter():
         y.sum().backward()
     assert forward.get_total_flops() == 2 * taps
     assert backward.get_total_flops() == 6 * taps
+
+
+def test_flop_counter_imported_late():
+    """Also where somebody looked for the module before and did not import it."""
+    code = (
+        "import importlib.util, sys, torch, torchadder as ta\n"
+        "assert 'torch.utils.flop_counter' not in sys.modules\n"
+        "assert importlib.util.find_spec('torch.utils.flop_counter')\n"
+        "from torch.utils.flop_counter import FlopCounterMode\n"
+        "with FlopCounterMode(display=False) as counter:\n"
+        "    ta.functional.adder2d(torch.randn(1, 2, 4, 4), torch.randn(3, 2, 1, 1))\n"
+        "print(counter.get_total_flops())\n"
+    )
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert result.stdout == f"{2 * 3 * 16 * 2}\n", result.stderr
 
 
 def test_runs_are_deterministic():

@@ -24,6 +24,7 @@ _RULES = {"clip": 0, "sign": 1, "l2": 2, "exact": 1}
 _DTYPES = {torch.float32: 0, torch.float64: 1}
 _LIBRARY_NAMES = {"darwin": "libtorchadder_cpu.dylib"}
 _BACKENDS = ("auto", "cpu", "reference")
+_CAPABILITIES = ("avx512", "avx2", "portable")
 
 
 class _Problem(ctypes.Structure):
@@ -48,6 +49,12 @@ def library() -> ctypes.CDLL | None:
     if backend not in _BACKENDS:
         raise ValueError(
             f"TORCHADDER_BACKEND must be one of {', '.join(_BACKENDS)}, got {backend!r}"
+        )
+    capability = os.environ.get("TORCHADDER_CPU_CAPABILITY", _CAPABILITIES[0])
+    if capability not in _CAPABILITIES:
+        raise ValueError(
+            f"TORCHADDER_CPU_CAPABILITY must be one of {', '.join(_CAPABILITIES)}, got "
+            f"{capability!r}"
         )
     if backend == "reference":
         return None

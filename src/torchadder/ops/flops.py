@@ -49,19 +49,30 @@ def _register(counter: ModuleType) -> None:
 
 
 class _AfterImport(MetaPathFinder):
-    """Finds the flop counter as usual, once, and registers the formulas when it has run."""
+    """Finds the flop counter as usual and registers the formulas when it has run.
+
+    Stays until then: who looks for a module does not always import it.
+    """
+
+    def __init__(self) -> None:
+        self.looking = False
 
     def find_spec(self, fullname: str, path: Any, target: Any = None) -> ModuleSpec | None:
-        if fullname != _COUNTER:
+        if fullname != _COUNTER or self.looking:
             return None
-        sys.meta_path.remove(self)
-        spec = importlib.util.find_spec(fullname)
+        self.looking = True
+        try:
+            spec = importlib.util.find_spec(fullname)
+        finally:
+            self.looking = False
         if spec is None or spec.loader is None:
             return spec
         execute = spec.loader.exec_module
 
         def execute_and_register(module: ModuleType) -> None:
             execute(module)
+            if self in sys.meta_path:
+                sys.meta_path.remove(self)
             _register(module)
 
         spec.loader.exec_module = execute_and_register  # type: ignore[method-assign]

@@ -19,10 +19,11 @@ def adder2d_backward_weight(
     grad_output: Tensor, input: Tensor, weight: Tensor, geometry: Geometry
 ) -> Tensor:
     """Weight gradient of the rules "clip", "sign" and "l2"."""
-    if input.numel() == 0:
-        return torch.zeros_like(weight, memory_format=torch.contiguous_format)
     dtype = accumulation_dtype(input.dtype)
     w = weight.to(dtype)
+    if input.numel() == 0:  # no image, or images of nothing but padding
+        grad_sums = grad_output.sum((0, 2, 3), dtype=dtype)
+        return (-grad_sums[:, None, None, None] * w).to(weight.dtype).contiguous()
     _, result, grad_sums = torch.ops.aten.convolution_backward(
         grad_output.to(dtype),
         input.to(dtype),
