@@ -4,7 +4,8 @@ A float sum of n terms errs by at most ``n eps S`` and by about ``sqrt(n) eps S`
 go either way, S the sum of the absolute values of the terms. The kernels sum at most 512 terms in
 a row before they start afresh: sqrt(512) < 32. The identities that trade terms for others are used
 only where they cost less than a factor of 8 in S (see csrc/src/forward.h), which the roundings of
-either sign keep below the other factor. Hence ``|got - want| <= 32 eps S``, with want in float64.
+either sign have kept below the other factor so far. Hence ``|got - want| <= 32 eps S``, with want
+in float64: a bound between what is seen (about 12) and what could be (sqrt(512) * 8).
 """
 
 import torch

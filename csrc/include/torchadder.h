@@ -15,11 +15,7 @@
 extern "C" {
 #endif
 
-#if defined(_WIN32)
-#define TA_API __declspec(dllexport)
-#else
 #define TA_API __attribute__((visibility("default")))
-#endif
 
 /* Changes whenever a struct or a signature of this file does. */
 #define TA_ABI_VERSION 1

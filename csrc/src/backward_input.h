@@ -1,7 +1,8 @@
 // gx = sum over taps and outputs of factor(w - x) gy, for the three factors of ta_rule.
 //
-// Summed directly, no identity: where NaN reaches a clamp that would swallow it, a clamp that lets
-// it through takes over for that unit (x) or for the whole call (w).
+// Summed directly, no identity: where NaN may reach a clamp that would swallow it (from NaN, or from
+// infinity minus infinity), a clamp that lets it through takes over for that unit (x) or for the whole
+// call (w).
 #pragma once
 
 #include "accumulate.h"
@@ -36,7 +37,7 @@ class BackwardInput {
     if (!packed.ok()) return TA_OUT_OF_MEMORY;
     packed_ = packed.data();
     pack_weights<V>(plan_, w_, packed_, threads);
-    weights_have_nan_ = any_nan(packed_, num_weights);
+    weights_not_finite_ = any_not_finite(packed_, num_weights);
 
     int status = TA_OK;
 #pragma omp parallel num_threads(threads) reduction(| : status)
@@ -62,11 +63,15 @@ class BackwardInput {
   }
 
  private:
-  static bool any_nan(const T* values, int64_t count) {
+  // The difference of a value and itself is NaN where it is NaN or infinite.
+  static bool any_not_finite(const T* values, int64_t count) {
     bool any = false;
     int64_t i = 0;
-    for (; i + V::lanes <= count; i += V::lanes) any |= V::any_nan(V::load(values + i));
-    for (; i < count; i++) any |= values[i] != values[i];
+    for (; i + V::lanes <= count; i += V::lanes) {
+      const typename V::Reg value = V::load(values + i);
+      any |= V::any_nan(V::sub(value, value));
+    }
+    for (; i < count; i++) any |= !(values[i] - values[i] == 0);
     return any;
   }
 
@@ -82,7 +87,7 @@ class BackwardInput {
       compute<Term::kSign>(unit, w, slab, box, stage);
     else if (rule_ == TA_RULE_L2)
       compute<Term::kL2>(unit, w, slab, box, stage);
-    else if (weights_have_nan_ || any_nan(box, elements))
+    else if (weights_not_finite_ || any_not_finite(box, elements))
       compute<Term::kClipKeepNan>(unit, w, slab, box, stage);
     else
       compute<Term::kClip>(unit, w, slab, box, stage);
@@ -130,7 +135,7 @@ class BackwardInput {
   const T* w_;
   T* gx_;
   T* packed_ = nullptr;
-  bool weights_have_nan_ = false;
+  bool weights_not_finite_ = false;
 };
 
 template <class V>

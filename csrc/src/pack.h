@@ -99,13 +99,20 @@ void pack_slab(const Plan& plan, const Unit& unit, int64_t slice, const typename
     return lanewise ? plan.source_channel(slice, slot / lanes, slot % lanes)
                     : slice * depth + slot;
   };
+  // Columns that follow one another in the source are copied together.
+  const bool whole = plan.cols.source_step == plan.cols.slab_step;
+  const int64_t stretch = whole ? plan.slab_cols : plan.cols.slab_step;
   for (int64_t n = unit.n0; n < unit.n1; n++) {
     for (int64_t i = 0; i < plan.slab_rows; i++) {
-      const int64_t h = unit.row0 + i;
+      const int64_t h = unit.row0 + plan.rows.source(i);
       const bool inside = h >= 0 && h < plan.source_h;
-      pack_row<V>(inside ? source + n * stride[0] + h * stride[2] : nullptr, stride[1], stride[3],
-                  plan.source_w, unit.col0, plan.slab_cols, plan.slots, identity, channel,
-                  slab + ((n - unit.n0) * plan.slab_rows + i) * plan.slab_cols * plan.slots);
+      const typename V::T* row = inside ? source + n * stride[0] + h * stride[2] : nullptr;
+      typename V::T* dst =
+          slab + ((n - unit.n0) * plan.slab_rows + i) * plan.slab_cols * plan.slots;
+      for (int64_t j = 0; j < plan.slab_cols; j += stretch)
+        pack_row<V>(row, stride[1], stride[3], plan.source_w, unit.col0 + plan.cols.source(j),
+                    min64(stretch, plan.slab_cols - j), plan.slots, identity, channel,
+                    dst + j * plan.slots);
     }
   }
 }

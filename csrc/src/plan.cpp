@@ -23,14 +23,26 @@ int64_t even_part(int64_t total, int64_t limit) {
   return ceil_div(total, ceil_div(total, std::max<int64_t>(1, limit)));
 }
 
-void set_slab(Plan* plan, const ta_problem& p) {
-  if (plan->direction == Direction::kForward) {
-    plan->slab_rows = (plan->box_h - 1) * p.stride_h + (p.kernel_h - 1) * p.dilation_h + 1;
-    plan->slab_cols = (plan->box_w - 1) * p.stride_w + (p.kernel_w - 1) * p.dilation_w + 1;
-  } else {
-    plan->slab_rows = ceil_div(plan->box_h - 1, p.stride_h) + 1 + plan->max_shift_h;
-    plan->slab_cols = ceil_div(plan->box_w - 1, p.stride_w) + 1 + plan->max_shift_w;
+Axis slab_axis(Direction direction, int64_t pixels, int64_t kernel, int64_t stride,
+               int64_t dilation) {
+  if (direction == Direction::kForward) {
+    const int64_t span = (pixels - 1) * stride + 1, step = std::min(dilation, span);
+    return {kernel, dilation, step, (kernel - 1) * step + span, 0};
   }
+  const int64_t span = ceil_div(pixels - 1, stride) + 1;
+  if (dilation % stride != 0) {  // taps fall between the pixels of the source: keep it whole
+    const int64_t shift = (kernel - 1) * dilation / stride;
+    return {1, 1, 1, shift + span, shift};
+  }
+  const int64_t step = std::min(dilation / stride, span);
+  return {kernel, dilation / stride, step, (kernel - 1) * step + span, (kernel - 1) * step};
+}
+
+void set_slab(Plan* plan, const ta_problem& p) {
+  plan->rows = slab_axis(plan->direction, plan->box_h, p.kernel_h, p.stride_h, p.dilation_h);
+  plan->cols = slab_axis(plan->direction, plan->box_w, p.kernel_w, p.stride_w, p.dilation_w);
+  plan->slab_rows = plan->rows.size;
+  plan->slab_cols = plan->cols.size;
 }
 
 bool fits(Plan* plan, const ta_problem& p, int64_t n, int64_t h, int64_t w, int64_t budget) {
@@ -137,7 +149,7 @@ void add_forward_taps(Plan* plan, const ta_problem& p) {
   for (int64_t r = 0; r < p.kernel_h; r++)
     for (int64_t s = 0; s < p.kernel_w; s++)
       taps.push_back({r * p.kernel_w + s,
-                      r * p.dilation_h * plan->slab_cols + s * p.dilation_w});
+                      r * plan->rows.slab_step * plan->slab_cols + s * plan->cols.slab_step});
   add_phase(plan, taps);
 }
 
@@ -149,8 +161,10 @@ void add_backward_taps(Plan* plan, const ta_problem& p) {
         if (r * p.dilation_h % p.stride_h != phase_h) continue;
         for (int64_t s = p.kernel_w - 1; s >= 0; s--) {
           if (s * p.dilation_w % p.stride_w != phase_w) continue;
-          const int64_t shift_h = r * p.dilation_h / p.stride_h;
-          const int64_t shift_w = s * p.dilation_w / p.stride_w;
+          const int64_t shift_h = plan->rows.segments > 1 ? r * plan->rows.slab_step
+                                                          : r * p.dilation_h / p.stride_h;
+          const int64_t shift_w = plan->cols.segments > 1 ? s * plan->cols.slab_step
+                                                          : s * p.dilation_w / p.stride_w;
           taps.push_back({r * p.kernel_w + s, -(shift_h * plan->slab_cols + shift_w)});
         }
       }
@@ -175,7 +189,7 @@ int64_t Plan::source_channel(int64_t slice, int64_t d, int64_t lane) const {
   return result_channel / group_result * depth + d;
 }
 
-Plan make_plan(const ta_problem& p, Direction direction, int64_t lanes, int64_t element_size) {
+Plan make_plan(ta_problem p, Direction direction, int64_t lanes, int64_t element_size) {
   Plan plan{};
   plan.direction = direction;
   plan.lanes = lanes;
@@ -194,6 +208,11 @@ Plan make_plan(const ta_problem& p, Direction direction, int64_t lanes, int64_t 
   plan.depth = forward ? group_in : group_out;
   plan.group_result = forward ? group_out : group_in;
   plan.weight_depth_stride = forward ? plan.num_taps : group_in * plan.num_taps;
+  // A single row or column of windows takes no step: any longer stride is the same.
+  p.stride_h = p.out_height == 1 ? std::min(p.stride_h, (p.kernel_h - 1) * p.dilation_h + 1)
+                                 : p.stride_h;
+  p.stride_w = p.out_width == 1 ? std::min(p.stride_w, (p.kernel_w - 1) * p.dilation_w + 1)
+                                : p.stride_w;
   plan.stride_h = p.stride_h;
   plan.stride_w = p.stride_w;
   plan.pad_h = p.pad_h;
@@ -234,6 +253,9 @@ void locate_unit(const Plan& plan, int64_t number, Unit* unit) {
                        : floor_div(unit->h0 + plan.pad_h, sh) - plan.max_shift_h;
   unit->col0 = forward ? unit->w0 * sw - plan.pad_w
                        : floor_div(unit->w0 + plan.pad_w, sw) - plan.max_shift_w;
+  // Backward: the number that stands for row 0 of the slab, were it one piece of the source.
+  const int64_t first_h = unit->row0 + plan.max_shift_h - plan.rows.shift;
+  const int64_t first_w = unit->col0 + plan.max_shift_w - plan.cols.shift;
   unit->base.clear();
   unit->index.clear();
   unit->phase_begin.clear();
@@ -247,12 +269,12 @@ void locate_unit(const Plan& plan, int64_t number, Unit* unit) {
         const int64_t image = n - unit->n0;
         for (int64_t h = unit->h0; h < unit->h1; h++) {
           if (!forward && (h + plan.pad_h) % sh != phase_h) continue;
-          const int64_t row = forward ? (h - unit->h0) * sh : (h + plan.pad_h) / sh - unit->row0;
+          const int64_t row = forward ? (h - unit->h0) * sh : (h + plan.pad_h) / sh - first_h;
           const int64_t slab_row = (image * plan.slab_rows + row) * plan.slab_cols;
           const int64_t box_row = (image * (unit->h1 - unit->h0) + h - unit->h0) * cols;
           for (int64_t w = unit->w0; w < unit->w1; w++) {
             if (!forward && (w + plan.pad_w) % sw != phase_w) continue;
-            const int64_t col = forward ? (w - unit->w0) * sw : (w + plan.pad_w) / sw - unit->col0;
+            const int64_t col = forward ? (w - unit->w0) * sw : (w + plan.pad_w) / sw - first_w;
             unit->base.push_back(slab_row + col);
             unit->index.push_back(box_row + w - unit->w0);
           }

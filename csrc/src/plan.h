@@ -43,6 +43,20 @@ struct Panel {
   int64_t weights_offset;  // within the slice's packed weights, in elements
 };
 
+// One direction (rows or columns) of the slab. Windows that are wider than the pixels of a unit leave
+// out what lies between their taps: the slab holds `segments` stretches of the source, `source_step`
+// apart there and `slab_step` here. Where stretches would overlap, the two steps are equal and the slab
+// is one piece of the source.
+struct Axis {
+  int64_t segments, source_step, slab_step;
+  int64_t size;   // slab rows or columns
+  int64_t shift;  // backward: from a unit's first pixel up to its base
+
+  int64_t segment(int64_t at) const { return at / slab_step < segments ? at / slab_step : segments - 1; }
+  // Source row or column of slab row or column `at`, relative to that of 0.
+  int64_t source(int64_t at) const { return at + segment(at) * (source_step - slab_step); }
+};
+
 struct Plan {
   Direction direction;
   int64_t lanes;
@@ -59,6 +73,7 @@ struct Plan {
   int64_t box_n, box_h, box_w;  // result pixels of a unit
   int64_t units_n, units_h, units_w;
   int64_t slab_rows, slab_cols;
+  Axis rows, cols;
 
   int64_t num_taps, num_rows;         // num_rows = taps * depth
   std::vector<int64_t> tap_position;  // of tap r * S + s in the order of summation
@@ -82,7 +97,7 @@ struct Plan {
   int64_t source_channel(int64_t slice, int64_t d, int64_t lane) const;
 };
 
-Plan make_plan(const ta_problem& problem, Direction direction, int64_t lanes, int64_t element_size);
+Plan make_plan(ta_problem problem, Direction direction, int64_t lanes, int64_t element_size);
 
 // The result pixels of one unit, listed by phase.
 struct Unit {

@@ -47,10 +47,10 @@ bool random_problem(ta_problem* p) {
   p->kernel_w = between(1, 5);
   p->stride_h = between(1, 3);
   p->stride_w = between(1, 3);
-  p->pad_h = between(0, 4);
-  p->pad_w = between(0, 4);
-  p->dilation_h = between(1, 2);
-  p->dilation_w = between(1, 3);
+  p->dilation_h = pick({1, 1, 2, 2, 9});
+  p->dilation_w = pick({1, 2, 3, 40});
+  p->pad_h = between(0, p->dilation_h > 3 ? 20 : 4);
+  p->pad_w = between(0, p->dilation_w > 3 ? 90 : 4);
   p->height = between(1, 12);
   p->width = between(1, 20);
   const int64_t rows = p->height + 2 * p->pad_h - p->dilation_h * (p->kernel_h - 1) - 1;

@@ -29,6 +29,7 @@ from itertools import chain
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.autograd import forward_ad
 
 import torchadder.ops  # noqa: F401 - registers torch.ops.torchadder
 from torchadder.ops.geometry import check_rule
@@ -84,6 +85,18 @@ def _check_bias_and_groups(bias: Tensor | None, groups: int) -> None:
         raise TypeError(f"bias must be a torch.Tensor or None, got {type(bias).__name__}")
     if isinstance(groups, bool) or not isinstance(groups, int | torch.SymInt):
         raise TypeError(f"groups must be an int, got {groups!r}")
+
+
+def _refuse_tangents(*operands: Tensor | None) -> None:
+    """A registered operator without a forward-mode rule would give zeros, silently."""
+    if torch.compiler.is_compiling():
+        return
+    for operand in operands:
+        if isinstance(operand, Tensor) and forward_ad.unpack_dual(operand).tangent is not None:
+            raise RuntimeError(
+                "adder2d has no forward-mode derivative: its gradient rules are surrogates; use "
+                "backward()"
+            )
 
 
 def _resolve_padding(

@@ -163,6 +163,17 @@ def test_images_of_nothing_but_padding(rule, poisoned_memory, monkeypatch):
     assert ops.adder2d_backward_input(g, x, w, *case.geometry, rule).shape == x.shape
 
 
+def test_infinity_minus_infinity_is_nan(monkeypatch):
+    for case in (WIDE, NARROW):
+        x, w, _ = case.draw()
+        x[1, 2, 1, 1] = w[1, 2, 1, 1] = float("inf")
+        g = torch.randn(2, case.filters[0], 6, 7)
+        want, magnitude = input_gradient_in_float64(g, x, w, case.geometry, "clip", monkeypatch)
+        assert want[1, 2, 1, 1].isnan()
+        got = ops.adder2d_backward_input(g, x, w, *case.geometry, "clip")
+        assert_close(got, want, magnitude)
+
+
 def test_ties_have_zero_sign(monkeypatch):
     x = torch.randint(-2, 3, (2, 18, 6, 6)).float()
     w = torch.randint(-2, 3, (20, 18, 3, 3)).float()

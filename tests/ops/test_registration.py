@@ -98,6 +98,13 @@ def test_double_backward_is_refused():
             gradient.sum().backward()
 
 
+@pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated")  # torch's own, in jvp
+def test_forward_mode_is_refused():
+    x, w = torch.randn(1, 2, 4, 4), torch.randn(2, 2, 3, 3)
+    with pytest.raises(RuntimeError, match="no forward-mode derivative"):
+        torch.func.jvp(lambda x: ta.functional.adder2d(x, w), (x,), (torch.ones_like(x),))
+
+
 @pytest.mark.parametrize("dynamic", [False, True])
 @pytest.mark.parametrize("rule", GRAD_RULES)
 def test_compile_without_graph_breaks(rule, dynamic):

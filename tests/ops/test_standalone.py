@@ -8,6 +8,8 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
+
+pytestmark = pytest.mark.slow  # compiles everything under the sanitizers: a minute or two
 CAPABILITIES = ["avx512", "avx2", "portable"]  # the best first
 
 

@@ -31,8 +31,8 @@ class LayerResult:
         ratio_to_conv: adder_ms / conv_ms.
         speedup_over_unfold: unfold_ms / adder_ms.
         elements_per_second: Pairs |x - w| a second; a step counts three times the forward's.
-        share_of_peak: That over what all threads do in registers at one maximum and one addition
-            a pair; None for parts that are not made of those.
+        share_of_peak: That over one thread's rate in registers at one maximum and one addition a
+            pair times the number of threads; None for parts that are not made of those.
     """
 
     shape: str
@@ -123,7 +123,7 @@ def measure_layer(
 
 
 def measure_peak() -> dict[str, float]:
-    """What the arithmetic units do in registers, all threads together, in pairs a second.
+    """What one thread does in registers times the number of threads, in pairs a second.
 
     Returns:
         "max_add": a maximum and an addition a pair, the forward's limit; "multiply_add": a

@@ -20,13 +20,14 @@ def speed_table(report: dict[str, Any]) -> str:
         report: What ``torchadder bench --json`` wrote.
     """
     hardware, versions = report["hardware"], report["versions"]
-    peak = report["peak_pairs_per_second"]["max_add"]
+    peak = report["peak_pairs_per_second"]
+    limit = "not measured" if peak is None else f"{peak['max_add'] / 1e9:.0f} G pairs/s"
     lines = [
         f"Times over those of torch's `conv2d` on {hardware['torch_threads']} threads of an "
         f"{hardware['cpu']} ({hardware['instruction_set']}), float32, torch {versions['torch']}, "
         f"{report['date'][:10]}: medians, both sides timed in turns. *G pairs/s* is the forward's "
-        f"rate, *of peak* its share of the {peak / 1e9:.0f} G pairs/s that the processor does in "
-        "registers; *faster* is a step against the demo code's unfold-and-broadcast.",
+        f"rate, *of peak* its share of what the processor does in registers ({limit}); "
+        "*faster* is a step against the demo code's unfold-and-broadcast.",
         "",
         f"| layer | {' | '.join(PARTS)} | G pairs/s | of peak | faster |",
         "|---|---|---|---|---|---|---|---|",
@@ -39,7 +40,8 @@ def speed_table(report: dict[str, Any]) -> str:
         rate, share = parts["forward"]["elements_per_second"], parts["forward"]["share_of_peak"]
         faster = parts["step"]["speedup_over_unfold"]
         speedup = "not measured" if faster is None else f"{faster:.0f}x"
-        lines.append(f"| {name} | {ratios} | {rate / 1e9:.0f} | {share:.0%} | {speedup} |")
+        of_peak = "not measured" if share is None else f"{share:.0%}"
+        lines.append(f"| {name} | {ratios} | {rate / 1e9:.0f} | {of_peak} | {speedup} |")
     step = report.get("step")
     if step:
         sentence = (

@@ -469,4 +469,3 @@ def _write_summary(
     }
     text = json.dumps(summary, indent=2, allow_nan=True) + "\n"
     (folder / "summary.json").write_text(text, encoding="utf-8")
-
