@@ -170,6 +170,7 @@ def adder2d(
         -3.0
     """
     check_rule(grad)
+    _refuse_tangents(input, weight, bias)
     batch, unbatched = _batched(input, "input", 4)
     _check_weight(weight, 4)
     _check_bias_and_groups(bias, groups)
