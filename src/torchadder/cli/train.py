@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from typing import TYPE_CHECKING, Any
 
 from torchadder import recipes
@@ -36,6 +37,8 @@ def add_arguments(parser: ArgumentParser) -> None:
     short = ", ".join(f"--{name.replace('_', '-')}" for name in SHORT)
     parser.epilog = (
         "RECIPE is a name from --list or a YAML file, such as the config.yaml of a run. "
+        "A file with `base: OTHER` takes over the values of the recipe OTHER (a name, or a file "
+        "beside it) and states only what differs; sections are merged key by key. "
         "A value is taken from the command line, else from the recipe, else from the default. "
         f"Short for --trainer.* and --data.batch_size: {short}. "
         "--debug shows the traceback of an error."
@@ -76,7 +79,8 @@ def rewrite(argv: list[str]) -> list[str]:
     if not positional:
         return options
     recipes.load(positional[0])  # its errors name the file and the nearest key; the parser's do not
-    return ["--recipe", str(recipes.find(positional[0])), *options]
+    # The parser takes the merged values in place of a file: it knows nothing of a recipe's base.
+    return ["--recipe", json.dumps(recipes.read(positional[0])), *options]
 
 
 def run(args: Any) -> None:

@@ -1,22 +1,29 @@
 """The recipes that come with the package, one YAML file each: `<dataset>_<model>_<method>.yaml`.
 
-Every file opens with what it reproduces, what to expect, the command and the cost. Values not
-named in a file take the defaults of `torchadder.training.Recipe`. A recipe is data: how it is run
-is written in `torchadder.training`.
+Every file opens with what it reproduces, what to expect, the command, the cost and what was
+measured. A file may name a `base`, another recipe whose values it takes over, and a `name`, which
+else is that of the file. What neither a file nor its base names takes the defaults of
+`torchadder.training.Recipe`. A recipe is data: how it is run is written in `torchadder.training`.
 """
 
 from __future__ import annotations
 
 import difflib
 import functools
+import itertools
 import re
 from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from torchadder.training.recipe import Recipe, RecipeError, check_keys, from_dict
+from torchadder.training.recipe import Recipe, RecipeError, check_keys, from_dict, keys
 
-__all__ = ["describe", "find", "load", "names", "read"]
+__all__ = ["BASE", "describe", "find", "header", "load", "names", "read"]
+
+BASE = "base"
+"""Key by which a recipe file names the recipe that it changes."""
+
+_SECTIONS = {name for name in keys() if any(key.startswith(f"{name}.") for key in keys())}
 
 
 def names() -> list[str]:
@@ -44,18 +51,47 @@ def find(name_or_path: str) -> Path:
 
 
 def read(name_or_path: str) -> dict[str, Any]:
-    """The values in a recipe's file, its keys checked.
+    """The values of a recipe and of the recipes it is based on, their keys checked.
+
+    The file's own values win. Sections (`data`, `model` ...) are merged key by key; every other
+    value, a list or a mapping such as `model.kwargs` too, replaces that of the base as a whole.
 
     Raises:
-        RecipeError: If the file is missing, is not YAML, or has an unknown key.
+        RecipeError: If a file is missing, is not YAML, has an unknown key, or is its own base.
     """
-    path = find(name_or_path)
+    return _read(find(name_or_path), ())
+
+
+def _read(path: Path, above: tuple[Path, ...]) -> dict[str, Any]:
+    """The merged values of `path`, which the files `above` are based on."""
+    if path.resolve() in [file.resolve() for file in above]:
+        chain = " -> ".join(file.name for file in (*above, path))
+        raise RecipeError(f"recipe {above[0]}: {BASE}: {chain} comes back to where it was")
     try:
         values = _yaml_load(path.read_text(encoding="utf-8"))
     except (ValueError, UnicodeDecodeError) as error:
         raise RecipeError(f"recipe {path}: not YAML: {' '.join(str(error).split())}") from error
-    check_keys(values, f"recipe {path}")
-    return values
+    if not isinstance(values, dict) or BASE not in values:
+        check_keys(values, f"recipe {path}")
+        return {"name": path.stem} | values
+    own = {key: value for key, value in values.items() if key != BASE}
+    check_keys(own, f"recipe {path}")
+    merged = _read(_find_base(values[BASE], path), (*above, path))
+    merged["name"] = path.stem
+    for key, value in own.items():
+        merged[key] = merged.get(key, {}) | value if key in _SECTIONS else value
+    return merged
+
+
+def _find_base(base: Any, path: Path) -> Path:
+    """The file that `path` names as its base: a recipe of the package, or a file beside it."""
+    if not isinstance(base, str):
+        raise RecipeError(f"recipe {path}: {BASE} is {base!r}; a recipe's name or file is wanted")
+    beside = path.parent / base
+    try:
+        return find(str(beside) if base not in names() and beside.is_file() else base)
+    except RecipeError as error:
+        raise RecipeError(f"recipe {path}: {BASE}: {error}") from error
 
 
 def load(name_or_path: str, overrides: dict[str, Any] | None = None) -> Recipe:
@@ -81,8 +117,14 @@ def load(name_or_path: str, overrides: dict[str, Any] | None = None) -> Recipe:
 
 def describe(name: str) -> str:
     """The first line of the comment at the head of a recipe in the package."""
-    first = find(name).read_text(encoding="utf-8").partition("\n")[0]
-    return re.sub(r"^#\s*", "", first)
+    return header(name).partition("\n")[0]
+
+
+def header(name: str) -> str:
+    """The comment at the head of a recipe in the package, without its `#`."""
+    lines = find(name).read_text(encoding="utf-8").splitlines()
+    comment = itertools.takewhile(lambda line: line.startswith("#"), lines)
+    return "\n".join(re.sub(r"^# ?", "", line) for line in comment)
 
 
 def _yaml_load(text: str) -> Any:
