@@ -17,7 +17,7 @@ LAYERS = (
     ("ops",),
     ("functional",),
     ("nn",),
-    ("optim", "convert"),
+    ("optim", "convert", "atomic"),
     ("models", "energy", "data", "checkpoint", "bench", "provenance"),
     ("distill",),
     ("tasks",),

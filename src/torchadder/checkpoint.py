@@ -23,6 +23,7 @@ from safetensors.torch import save as serialize
 from torch import Tensor, nn
 
 from torchadder import models
+from torchadder.atomic import write_atomically
 from torchadder.models.published import difference
 from torchadder.nn import AdderModule
 
@@ -98,21 +99,13 @@ def save(
         text = json.dumps(described, allow_nan=False)
     except (TypeError, ValueError) as error:
         raise CheckpointError(f"{path}: metadata must be JSON values: {_line(error)}") from error
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with open(temporary, "wb") as file:
-            file.write(serialize(tensors, metadata={"format": "pt", "torchadder": text}))
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
+        write_atomically(path, serialize(tensors, metadata={"format": "pt", "torchadder": text}))
     except KeyError as error:
         raise CheckpointError(f"{path}: safetensors cannot store {_line(error)} tensors") from error
     except (OSError, SafetensorError) as error:
         raise CheckpointError(f"{path}: cannot write the checkpoint: {_line(error)}") from error
-    finally:
-        with contextlib.suppress(OSError):
-            temporary.unlink(missing_ok=True)
     return path
 
 
@@ -279,11 +272,20 @@ def _config_of(model: nn.Module) -> dict[str, Any] | None:
     except (KeyError, TypeError, ValueError):
         # Built from a layer class that a file must not name, or edited: weights only.
         return None
-    types = {name: type(module) for name, module in model.named_modules()}
-    same = _operators(rebuilt) == _operators(model) and types == {
-        name: type(module) for name, module in rebuilt.named_modules()
-    }
+    same = _operators(rebuilt) == _operators(model) and _kinds(rebuilt) == _kinds(model)
     return config if same and not difference(model.state_dict(), rebuilt.state_dict()) else None
+
+
+def _kinds(model: nn.Module) -> dict[str, type[nn.Module]]:
+    """Return the class of every module; batch norms that compute alike count as one class.
+
+    Data-parallel training replaces them by ones that synchronise, with the same state.
+    """
+    norm = nn.modules.batchnorm._BatchNorm
+    return {
+        name: norm if isinstance(module, norm) else type(module)
+        for name, module in model.named_modules()
+    }
 
 
 def _find(path_or_hub_id: str | os.PathLike[str], revision: str | None) -> Path:

@@ -87,11 +87,16 @@ def test_sampler_shares_all_images_between_ranks():
         sampler.set_epoch(5)
     items = [item for sampler in ranks for item in sampler]
     assert sorted(items) == [(5, index) for index in range(10)]
-    padded = [
-        EpochSampler(10, shuffle=True, seed=0, rank=r, world_size=3, pad=True) for r in range(3)
-    ]
-    assert [len(list(sampler)) for sampler in padded] == [4, 4, 4]
-    assert [len(sampler) for sampler in padded] == [4, 4, 4]
+    assert [len(sampler) for sampler in ranks] == [4, 3, 3]
+    alone = EpochSampler(10, shuffle=True, seed=0, num_used=8)
+    assert [index for _, index in alone] == [
+        index
+        for items in zip(
+            *(list(EpochSampler(10, shuffle=True, seed=0, rank=r, world_size=2)) for r in range(2)),
+            strict=True,
+        )
+        for _, index in items
+    ][:8]
 
 
 def test_a_last_batch_of_one_image_is_left_out(writer):

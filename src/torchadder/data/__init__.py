@@ -13,9 +13,11 @@ if TYPE_CHECKING:
     from torchadder.data.images import Preprocess as Preprocess
     from torchadder.data.images import decode as decode
     from torchadder.data.module import ImageData as ImageData
+    from torchadder.data.plan import BatchPlan as BatchPlan
     from torchadder.data.sources import DataError as DataError
 
 _NAMES = {
+    "BatchPlan": "torchadder.data.plan",
     "DataError": "torchadder.data.sources",
     "ImageData": "torchadder.data.module",
     "Preprocess": "torchadder.data.images",
@@ -23,6 +25,7 @@ _NAMES = {
 }
 
 __all__ = [
+    "BatchPlan",
     "DataError",
     "ImageData",
     "Preprocess",

@@ -20,6 +20,7 @@ from torchadder.data.images import (
     measure,
     probe,
 )
+from torchadder.data.plan import BatchPlan
 from torchadder.data.sources import DataError, divide, open_source
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
@@ -30,7 +31,7 @@ class EpochSampler(Sampler[tuple[int, int]]):
     """Yields (epoch, index), shuffled by a pure function of (seed, epoch).
 
     Lightning calls `set_epoch`. Under distributed training each rank takes every `world_size`-th
-    index; where `pad` is set the first ones are repeated so that all ranks do the same work.
+    index; nothing is repeated, so shares may differ by one.
 
     Args:
         num_images: Images of the split.
@@ -38,7 +39,7 @@ class EpochSampler(Sampler[tuple[int, int]]):
         seed: Seed of the order.
         rank: Number of this process.
         world_size: Number of processes.
-        pad: Whether to repeat images for equal shares.
+        num_used: Images of the order that are used; None: all.
     """
 
     def __init__(
@@ -49,14 +50,14 @@ class EpochSampler(Sampler[tuple[int, int]]):
         seed: int,
         rank: int = 0,
         world_size: int = 1,
-        pad: bool = False,
+        num_used: int | None = None,
     ) -> None:
         self.num_images = num_images
         self.shuffle = shuffle
         self.seed = seed
         self.rank = rank
         self.world_size = world_size
-        self.total = -(-num_images // world_size) * world_size if pad else num_images
+        self.num_used = num_images if num_used is None else num_used
         self.epoch = 0
 
     def set_epoch(self, epoch: int) -> None:
@@ -64,7 +65,7 @@ class EpochSampler(Sampler[tuple[int, int]]):
         self.epoch = epoch
 
     def __len__(self) -> int:
-        return len(range(self.rank, self.total, self.world_size))
+        return len(range(self.rank, self.num_used, self.world_size))
 
     def __iter__(self) -> Iterator[tuple[int, int]]:
         if self.shuffle:
@@ -73,8 +74,7 @@ class EpochSampler(Sampler[tuple[int, int]]):
             order = torch.randperm(self.num_images, generator=generator).tolist()
         else:
             order = list(range(self.num_images))
-        order += order[: self.total - self.num_images]
-        for index in order[self.rank :: self.world_size]:
+        for index in order[self.rank : self.num_used : self.world_size]:
             yield self.epoch, index
 
 
@@ -89,7 +89,7 @@ class ImageData(lightning.LightningDataModule):
         source: "mnist" (5,000 real digits, offline: 4,000 to train, 1,000 to test), a folder of
             parquet files, a folder of images (`class/` or `train/class/`, `val/class/`), or the
             id of a data set on the Hugging Face hub.
-        batch_size: Images per batch.
+        batch_size: Images per batch, all processes together.
         augment: "none", "crop", "crop_flip" or "resized_crop_flip".
         image_size: Height and width fed to the net; None keeps the images' own size.
         mean: Per-channel mean, pixels in 0..1; None measures the training images.
@@ -220,37 +220,50 @@ class ImageData(lightning.LightningDataModule):
 
     def train_dataloader(self) -> DataLoader:
         """Shuffled, augmented batches (images float32 (N, C, H, W), labels int64 (N))."""
-        sampler = self._sampler(self.train, shuffle=True)
-        # Batch norm cannot work on a single image: leave a last batch of one out.
-        return self._loader(self.train, sampler, len(sampler) % self.batch_size == 1)
+        return self._loader(self.train, self._sampler(self.train, shuffle=True))
 
     def val_dataloader(self) -> DataLoader:
         """Validation batches in the order of the source."""
-        return self._loader(self.val, self._sampler(self.val, shuffle=False), False)
+        return self._loader(self.val, self._sampler(self.val, shuffle=False))
+
+    def plan(self, world_size: int) -> BatchPlan:
+        """How an epoch of the training images is divided among the processes.
+
+        Raises:
+            DataError: If it cannot be.
+        """
+        if len(self.val) < world_size:
+            raise DataError(
+                f"{len(self.val)} validation images are too few for {world_size} processes"
+            )
+        return BatchPlan(len(self.train), self.batch_size, world_size)
 
     def _sampler(self, images: Images, *, shuffle: bool) -> EpochSampler:
-        rank, world_size = 0, 1
-        if self.trainer is not None:
-            rank, world_size = self.trainer.global_rank, self.trainer.world_size
+        rank, world_size = self._place()
         return EpochSampler(
             len(images),
             shuffle=shuffle,
             seed=self.seed,
             rank=rank,
             world_size=world_size,
-            pad=shuffle,
+            num_used=self.plan(world_size).num_used if shuffle else None,
         )
 
-    def _loader(self, images: Images, sampler: EpochSampler, drop_last: bool) -> DataLoader:
+    def _place(self) -> tuple[int, int]:
+        """Number of this process, and how many there are."""
+        if self.trainer is None:
+            return 0, 1
+        return self.trainer.global_rank, self.trainer.world_size
+
+    def _loader(self, images: Images, sampler: EpochSampler) -> DataLoader:
         workers = self.workers
         if workers is None:
             workers = 0 if images.cache is not None else min(4, os.cpu_count() or 1)
         on_gpu = self.trainer is not None and self.trainer.strategy.root_device.type == "cuda"
         return DataLoader(
             images,
-            batch_size=self.batch_size,
+            batch_size=max(1, self.batch_size // sampler.world_size),
             sampler=sampler,
-            drop_last=drop_last and len(sampler) > self.batch_size,
             num_workers=workers,
             persistent_workers=workers > 0,
             pin_memory=on_gpu,

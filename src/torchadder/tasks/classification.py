@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import lightning
@@ -42,6 +43,11 @@ class Classification(lightning.LightningModule):
         schedule: "cosine" or "constant".
         interval: "epoch" or "step".
         min_lr: Rate that the cosine ends at.
+
+    Attributes:
+        batch_weight (Callable[[int], float] | None): Factor of the gradient of the batch with the
+            given number in its epoch, where the batches of a step are unequal
+            (`torchadder.data.BatchPlan.weight`); None: 1 for all.
     """
 
     def __init__(
@@ -71,6 +77,7 @@ class Classification(lightning.LightningModule):
         self.min_lr = min_lr
         self.train_metrics = accuracies(num_classes, "train_")
         self.val_metrics = accuracies(num_classes, "val_")
+        self.batch_weight: Callable[[int], float] | None = None
 
     @property
     def plain_model(self) -> nn.Module:
@@ -92,6 +99,13 @@ class Classification(lightning.LightningModule):
         loss = F.cross_entropy(logits, labels)
         self.log_step(self.train_metrics, "train_", loss, logits, labels)
         return loss
+
+    def backward(self, loss: Tensor, *args: Any, **kwargs: Any) -> None:
+        """The backward pass, weighted so that every image of a step counts the same."""
+        if self.batch_weight is not None:
+            weight = self.batch_weight(self.trainer.fit_loop.batch_idx)
+            loss = loss if weight == 1 else loss * weight
+        super().backward(loss, *args, **kwargs)
 
     def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
         """Adds a batch to the validation metrics."""

@@ -6,6 +6,7 @@ The checkpoints themselves are Lightning's `ModelCheckpoint`.
 from __future__ import annotations
 
 import csv
+import io
 import os
 import time
 from pathlib import Path
@@ -15,6 +16,8 @@ import torch
 from lightning import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint, TQDMProgressBar
 from torch import Tensor, nn
+
+from torchadder.atomic import write_atomically
 
 FIRST_COLUMNS = (
     "epoch",
@@ -81,12 +84,11 @@ class MetricsTable(Callback):
             trainer.print(self._line(self.rows[-1], trainer.max_epochs or 0), flush=True)
 
     def _write(self) -> None:
-        partial = self.path.with_name(self.path.name + ".partial")
-        with partial.open("w", newline="", encoding="utf-8") as file:
-            writer = csv.DictWriter(file, list(self.rows[-1]))
-            writer.writeheader()
-            writer.writerows(self.rows)
-        os.replace(partial, self.path)
+        text = io.StringIO(newline="")
+        writer = csv.DictWriter(text, list(self.rows[-1]))
+        writer.writeheader()
+        writer.writerows(self.rows)
+        write_atomically(self.path, text.getvalue())
 
     @staticmethod
     def _line(row: dict[str, float], epochs: int) -> str:

@@ -16,9 +16,10 @@ from typing import Any
 import torch
 from lightning.pytorch.plugins.io import CheckpointIO
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save as serialize
 from torch import Tensor, nn
 
+from torchadder.atomic import write_atomically
 from torchadder.checkpoint import CheckpointError, save
 
 FORMAT = "torchadder-training-state"
@@ -28,8 +29,8 @@ _TENSOR, _TUPLE, _ITEMS = "__tensor__", "__tuple__", "__items__"
 class SafetensorsCheckpointIO(CheckpointIO):
     """Lightning plugin that writes and reads the training state as one safetensors file.
 
-    A file is first written under another name and then moved, so that an interrupted run leaves the
-    previous checkpoint whole.
+    A file is first written under another name and then moved, so that a killed process or a full
+    disk leaves the previous checkpoint whole.
 
     Args:
         model: A net whose weights are written beside each training state, as a .safetensors file of
@@ -55,15 +56,15 @@ class SafetensorsCheckpointIO(CheckpointIO):
 
         Raises:
             TypeError: If the state holds an object that would need pickle.
+            OSError: If the training state cannot be written.
+            CheckpointError: If the weights beside it cannot be written.
         """
         tensors: dict[str, Tensor] = {}
         structure = _flatten(checkpoint, tensors, "checkpoint")
         target = Path(path)
         target.parent.mkdir(parents=True, exist_ok=True)
-        partial = target.with_name(target.name + ".partial")
         metadata = {"format": FORMAT, "structure": json.dumps(structure)}
-        save_file(tensors, partial, metadata=metadata)
-        os.replace(partial, target)
+        write_atomically(target, serialize(tensors, metadata=metadata))
         if self.model is not None:
             save(self.model, target.with_suffix(".safetensors"), metadata=self.metadata)
 
