@@ -63,5 +63,5 @@ def test_bad_arguments():
     with pytest.raises(ValueError, match=r"\(2, 3\) and \(2, 4\)"):
         soft_cross_entropy(torch.zeros(2, 3), torch.zeros(2, 4))
     for temperature in (0, -1, float("nan")):
-        with pytest.raises(ValueError, match="temperature must be positive"):
+        with pytest.raises(ValueError, match="temperature must be a positive number"):
             soft_cross_entropy(torch.zeros(2, 3), torch.zeros(2, 3), temperature)

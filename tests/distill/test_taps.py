@@ -40,20 +40,27 @@ def test_layers_without_a_twin_are_left_out(adder_net, conv_net):
 def test_no_pair(adder_net):
     teacher = nn.Sequential(nn.Conv2d(2, 6, 3), nn.Flatten(), nn.LazyLinear(4))
     with pytest.raises(
-        ValueError, match=r"student Net .*body\.0.*teacher Sequential .*adder.*: 0\)"
+        ValueError,
+        match=r"student is Net with .*body\.0 \(12, 6, 3, 3\).*teacher Sequential with 0 \(",
     ):
         find_taps(adder_net(), teacher)
 
 
 def test_another_width(adder_net, conv_net):
-    with pytest.raises(ValueError, match=r"'body\.0' has 12 .* student Net and 16 .* teacher Net"):
+    with pytest.raises(
+        ValueError,
+        match=r"body\.0 12, body\.3 6 in the student Net and body\.0 16, body\.3 8 in the teacher",
+    ):
         find_taps(adder_net(), conv_net(width=8))
 
 
 @pytest.mark.parametrize(
     ("names", "message"),
     [
-        (["body.7"], r"'body\.7', which the student Net .*does not have"),
+        (
+            ["body.7"],
+            r"'body\.7', which the student does not have; the student is Net .*teacher Net with",
+        ),
         (["body.1"], r"'body\.1', which is a BatchNorm2d in the student"),
         (["fc"], r"'fc', which is a Linear in the student"),
         (["body.0", "body.0"], r"'body\.0' more than once"),
@@ -68,7 +75,7 @@ def test_bad_names(adder_net, conv_net, names, message):
 def test_name_that_the_teacher_lacks(adder_net, conv_net):
     student = adder_net()
     student.extra = nn.Conv2d(1, 1, 1)
-    with pytest.raises(ValueError, match="'extra', which the teacher Net"):
+    with pytest.raises(ValueError, match="'extra', which the teacher does not have"):
         check_taps(student, conv_net(), ["extra"])
 
 

@@ -4,6 +4,7 @@ import torch
 from torch.nn import functional as F
 
 from torchadder import models
+from torchadder.distill import PKKD
 from torchadder.optim import AdaptiveLR
 from torchadder.tasks import Classification, Distillation
 
@@ -108,36 +109,40 @@ def test_metrics_are_means_over_images_not_over_batches():
 def distillation(**options):
     torch.manual_seed(0)
     student, teacher = models.lenet5_bn(conv="adder"), models.lenet5_bn(conv="conv")
-    return Distillation(student, teacher, num_classes=10, **options)
+    return Distillation(PKKD(student, teacher, **options), num_classes=10)
 
 
 def test_each_net_gets_the_gradient_of_its_own_loss():
     module = distillation(alpha=2.0, beta=3.0)
     images, labels = batch()
     module.objective(images, labels).backward()
-    teacher = distillation().pkkd.teacher
+    teacher = distillation().distiller.teacher
     F.cross_entropy(teacher(images), labels).backward()
-    for got, want in zip(module.pkkd.teacher.parameters(), teacher.parameters(), strict=True):
+    for got, want in zip(module.distiller.teacher.parameters(), teacher.parameters(), strict=True):
         assert torch.equal(got.grad, want.grad)
 
 
 def test_both_nets_and_the_loss_train_in_one_optimizer():
     module = distillation()
-    before = {name: value.clone() for name, value in module.pkkd.named_parameters()}
+    before = {name: value.clone() for name, value in module.distiller.named_parameters()}
     trainer = train(module, num_batches=2, epochs=1)
-    moved = {n for n, value in module.pkkd.named_parameters() if not torch.equal(value, before[n])}
+    moved = {
+        n for n, value in module.distiller.named_parameters() if not torch.equal(value, before[n])
+    }
     assert moved == set(before)
     logged = trainer.callback_metrics.keys()
     assert {"train_kd", "train_mid", "teacher_val_accuracy", "sigma/conv2/student"} <= logged
-    assert module.plain_model is module.pkkd.student
+    assert module.plain_model is module.distiller.student
     groups = module.parameter_groups()
     assert groups[1]["weight_decay"] == 0.0
-    assert {id(p) for p in groups[1]["params"]} == {id(p) for p in module.pkkd.own_parameters()}
+    assert {id(p) for p in groups[1]["params"]} == {
+        id(p) for p in module.distiller.own_parameters()
+    }
 
 
 def test_a_fixed_teacher_stays_as_it_is():
     module = distillation(progressive=False)
-    before = {name: value.clone() for name, value in module.pkkd.teacher.state_dict().items()}
+    before = {name: value.clone() for name, value in module.distiller.teacher.state_dict().items()}
     train(module, num_batches=2, epochs=1)
-    for name, value in module.pkkd.teacher.state_dict().items():
+    for name, value in module.distiller.teacher.state_dict().items():
         assert torch.equal(value, before[name]), name

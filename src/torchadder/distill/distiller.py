@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import NamedTuple, Self
+from typing import ClassVar, Literal, NamedTuple, Self
 
 import torch
 from torch import Tensor, nn
@@ -48,8 +48,9 @@ class Distiller(nn.Module, ABC):
 
     A method derives from this class, states the layers it reads in `taps` and its terms in
     `distillation_terms`. The student's loss is its cross-entropy with the labels plus the weighted
-    terms. The teacher is a constant for it: its logits and taps arrive detached. A progressive
-    teacher is trained by its own cross-entropy, `teacher_loss`; since the graphs are disjoint,
+    terms, all of them times `strength`, which whoever trains may change between steps. The teacher
+    is a constant for it: its logits and taps arrive detached. A progressive teacher is trained by
+    its own cross-entropy, `teacher_loss`; since the graphs are disjoint,
     `(output.loss + output.teacher_loss).backward()` gives each net its own gradient.
 
     Neither net is changed: hooks exist during a call only, and the student is used after training
@@ -58,37 +59,60 @@ class Distiller(nn.Module, ABC):
 
     Args:
         student: the net that learns, images to logits.
-        teacher: the net it learns from.
+        teacher: the net it learns from; None for a method without one.
         progressive: whether the teacher is trained, too.
 
     Raises:
-        ValueError: the nets share parameters.
+        ValueError: the nets share parameters, or a teacher is missing.
     """
 
-    def __init__(self, student: nn.Module, teacher: nn.Module, *, progressive: bool) -> None:
+    wants_teacher: ClassVar[bool] = True
+    """Whether the caller brings the teacher."""
+
+    agreement: ClassVar[Literal["shape", "channels", "positions", "samples"]] = "shape"
+    """What the tapped outputs of the two nets must have in common."""
+
+    reads_activations: ClassVar[bool] = False
+    """Whether taps may be overwritten in place, see `torchadder.distill.capture`."""
+
+    cycles: int = 1
+    """How often the learning rate starts anew."""
+
+    strength: Tensor
+
+    def __init__(self, student: nn.Module, teacher: nn.Module | None, *, progressive: bool) -> None:
         super().__init__()
+        if teacher is None and self.wants_teacher:
+            raise ValueError(f"{type(self).__name__} needs a teacher, got None")
         of_student = {id(parameter) for parameter in student.parameters()}
-        if any(id(parameter) in of_student for parameter in teacher.parameters()):
+        if teacher is not None and any(
+            id(parameter) in of_student for parameter in teacher.parameters()
+        ):
             raise ValueError("student and teacher share parameters; they must be separate nets")
         self.student = student
         self.teacher = teacher
         self.progressive = progressive
         self.taps: tuple[str, ...] = ()
-        if not progressive:
+        self.register_buffer("strength", torch.ones(()), persistent=False)
+        if teacher is not None and not progressive:
             teacher.requires_grad_(False)
             teacher.eval()
 
     def train(self, mode: bool = True) -> Self:
         """Set training mode, which a fixed teacher does not follow."""
         super().train(mode)
-        if not self.progressive:
+        if self.teacher is not None and not self.progressive:
             self.teacher.eval()
         return self
 
+    def start_epoch(self, epoch: int, num_epochs: int) -> None:
+        """Called by whoever trains before each epoch, counted from 0. Most methods do nothing."""
+
     def own_parameters(self) -> list[nn.Parameter]:
         """The trainable parameters that belong to neither net."""
-        nets = {id(p) for net in (self.student, self.teacher) for p in net.parameters()}
-        return [p for p in self.parameters() if id(p) not in nets]
+        nets = [net for net in (self.student, self.teacher) if net is not None]
+        of_nets = {id(parameter) for net in nets for parameter in net.parameters()}
+        return [parameter for parameter in self.parameters() if id(parameter) not in of_nets]
 
     def forward(self, inputs: Tensor, labels: Tensor) -> DistillerOutput:
         """Run both nets on a batch and return the losses.
@@ -98,14 +122,14 @@ class Distiller(nn.Module, ABC):
             labels: int64 class indices (N,), or probabilities (N, K).
 
         Raises:
-            ValueError: logits or taps of the nets differ in shape.
+            ValueError: logits or taps of the nets do not fit together.
             RuntimeError: a tapped layer did not run exactly once, see `capture`.
         """
         teacher = None
         if self.progressive or self.needs_teacher:
             with torch.set_grad_enabled(self.progressive and torch.is_grad_enabled()):
-                teacher = self._run(self.teacher, inputs, detach=True)
-        student = self._run(self.student, inputs, detach=False)
+                teacher = self.run_teacher(inputs)
+        student = self.run_student(inputs)
         with torch.autocast(student.logits.device.type, enabled=False):
             loss = _cross_entropy(student.logits, labels)
             parts = {"ce": loss.detach()}
@@ -114,8 +138,9 @@ class Distiller(nn.Module, ABC):
                 if self.progressive:
                     teacher_loss = _cross_entropy(teacher.logits, labels)
                 constant = teacher._replace(logits=teacher.logits.detach())
-                for name, (weight, term) in self._terms(student, constant).items():
-                    loss = loss + weight * term
+                self._check_agreement(student, constant)
+                for name, (weight, term) in self.distillation_terms(student, constant).items():
+                    loss = loss + weight * (term * self.strength)
                     parts[name] = term.detach()
         return DistillerOutput(
             loss, teacher_loss, student.logits, teacher.logits if teacher else None, parts
@@ -133,22 +158,54 @@ class Distiller(nn.Module, ABC):
         """Return the method's terms, name to (weight, scalar); the teacher's side is detached."""
         raise NotImplementedError
 
-    def _terms(self, student: NetOutput, teacher: NetOutput) -> dict[str, tuple[float, Tensor]]:
-        for name, output in student.taps.items():
-            if output.shape != teacher.taps[name].shape:
-                raise ValueError(
-                    f"layer {name!r} puts out {tuple(output.shape)} in the student and "
-                    f"{tuple(teacher.taps[name].shape)} in the teacher; "
-                    f"the nets must have the same shape"
-                )
-        return self.distillation_terms(student, teacher)
+    def run_student(self, inputs: Tensor) -> NetOutput:
+        """Run the student and read its taps."""
+        return self._run(self.student, inputs, detach=False)
+
+    def run_teacher(self, inputs: Tensor) -> NetOutput:
+        """Run the teacher and read its taps, which are cut from its graph."""
+        assert self.teacher is not None
+        return self._run(self.teacher, inputs, detach=True)
 
     def _run(self, net: nn.Module, inputs: Tensor, *, detach: bool) -> NetOutput:
         if not self.taps:
             return NetOutput(net(inputs), {})
-        with capture(net, self.taps, detach=detach) as outputs:
+        with capture(net, self.taps, detach=detach, activations=self.reads_activations) as outputs:
             logits = net(inputs)
         return NetOutput(logits, outputs)
+
+    def _check_agreement(self, student: NetOutput, teacher: NetOutput) -> None:
+        if all(
+            _common(output.shape, self.agreement)
+            == _common(teacher.taps[name].shape, self.agreement)
+            for name, output in student.taps.items()
+        ):
+            return
+        sides = [
+            ", ".join(f"{name} {tuple(output.shape)}" for name, output in net.taps.items())
+            for net in (student, teacher)
+        ]
+        wanted = {
+            "shape": "the same shape",
+            "channels": "the same number of channels",
+            "positions": "maps of the same size",
+            "samples": "the same number of samples",
+        }
+        raise ValueError(
+            f"{type(self).__name__} compares layers of {wanted[self.agreement]}; "
+            f"the student has {sides[0]}; the teacher has {sides[1]}"
+        )
+
+
+def _common(shape: torch.Size, agreement: str) -> tuple[int, ...]:
+    """The part of a shape (N, C, ...) that the other net must share."""
+    parts = {
+        "shape": shape,
+        "channels": shape[:2],
+        "positions": (*shape[:1], *shape[2:]),
+        "samples": shape[:1],
+    }
+    return tuple(parts[agreement])
 
 
 def _cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
@@ -160,3 +217,9 @@ def check_weights(**weights: float) -> None:
     for name, weight in weights.items():
         if not 0 <= weight < float("inf"):
             raise ValueError(f"{name} must be a finite number of at least 0, got {weight}")
+
+
+def check_temperature(temperature: float) -> None:
+    """Raise ValueError unless the temperature is positive and finite."""
+    if not 0 < temperature < float("inf"):
+        raise ValueError(f"temperature must be a positive number, got {temperature}")

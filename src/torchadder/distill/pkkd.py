@@ -8,10 +8,22 @@ import torch
 from torch import Tensor, nn
 
 from torchadder.distill.alignment import KernelAlignment
-from torchadder.distill.distiller import Distiller, DistillerOutput, NetOutput, check_weights
+from torchadder.distill.distiller import (
+    Distiller,
+    DistillerOutput,
+    NetOutput,
+    check_temperature,
+    check_weights,
+)
 from torchadder.distill.kernels import kernel_for
 from torchadder.distill.soft_labels import soft_cross_entropy
-from torchadder.distill.taps import check_taps, find_taps, get_layer, num_channels
+from torchadder.distill.taps import (
+    check_taps,
+    find_taps,
+    get_layer,
+    module_key,
+    num_channels,
+)
 
 PKKDOutput = DistillerOutput
 
@@ -83,8 +95,7 @@ class PKKD(Distiller):
         scale: str = "deviation",
     ) -> None:
         check_weights(alpha=alpha, beta=beta)
-        if not 0 < temperature < float("inf"):
-            raise ValueError(f"temperature must be a positive number, got {temperature}")
+        check_temperature(temperature)
         super().__init__(student, teacher, progressive=progressive)
         self.alpha = alpha
         self.beta = beta
@@ -96,7 +107,7 @@ class PKKD(Distiller):
             find_taps(student, teacher) if taps is None else check_taps(student, teacher, taps)
         )
         for name in self.taps:
-            self.alignments[_key(name)] = KernelAlignment(
+            self.alignments[module_key(name)] = KernelAlignment(
                 num_channels(student, name),
                 kernel_for(get_layer(student, name), scale) if kernel else None,
                 kernel_for(get_layer(teacher, name), scale) if kernel else None,
@@ -112,7 +123,7 @@ class PKKD(Distiller):
         """The current kernel scales by "<layer>/student" and "<layer>/teacher", detached."""
         scales: dict[str, Tensor] = {}
         for name in self.taps:
-            alignment = self.alignments[_key(name)]
+            alignment = self.alignments[module_key(name)]
             for side in ("student", "teacher"):
                 kernel = getattr(alignment, f"{side}_kernel")
                 if kernel is not None:
@@ -130,13 +141,8 @@ class PKKD(Distiller):
         if self.taps:
             # Popped, so that an output of the teacher is freed as soon as it was compared.
             distances = [
-                self.alignments[_key(name)](student.taps.pop(name), teacher.taps.pop(name))
+                self.alignments[module_key(name)](student.taps.pop(name), teacher.taps.pop(name))
                 for name in self.taps
             ]
             terms["mid"] = (self.beta, torch.stack(distances).mean())
         return terms
-
-
-def _key(name: str) -> str:
-    """`name` as a key of `nn.ModuleDict`, which refuses dots."""
-    return name.replace(".", "/")

@@ -8,7 +8,8 @@ known here.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Sequence
+import fnmatch
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -19,6 +20,9 @@ from torchadder.nn import AdderLinear, AdderModule
 
 COMPILED = "_orig_mod."
 """What `torch.compile(net)` puts before the names of the layers of `net`."""
+
+MAX_SHOWN = 8
+"""Layers of a net that an error message lists."""
 
 
 def find_taps(student: nn.Module, teacher: nn.Module) -> tuple[str, ...]:
@@ -44,76 +48,154 @@ def find_taps(student: nn.Module, teacher: nn.Module) -> tuple[str, ...]:
         >>> find_taps(ta.models.lenet5_bn(conv="conv"), cnn)
         ('conv2', 'conv3', 'conv4')
     """
-    ours, theirs = _layers(student), _layers(teacher)
-    shared = [
-        name
-        for name, layer in ours.items()
-        if _is_convolution(layer) and _is_convolution(theirs.get(name))
-    ]
-    names = [
-        name
-        for name in shared
-        if isinstance(ours[name], AdderModule) or isinstance(theirs[name], AdderModule)
-    ]
-    if not names and not _has_adder(ours) and not _has_adder(theirs):
-        inner = list(_multiplicative(ours))[1:-1]
-        names = [name for name in shared if name in inner]
-    if not names:
-        raise ValueError(
-            f"no layer to compare: no adder layer or inner convolution has the same name in the "
-            f"student {_describe(student, ours)} and in the teacher {_describe(teacher, theirs)}; "
-            f"build both as the same architecture or name the layers with taps="
-        )
-    return check_taps(student, teacher, names)
+    return check_taps(student, teacher, _find_layers(student, teacher))
 
 
 def check_taps(student: nn.Module, teacher: nn.Module, names: Sequence[str]) -> tuple[str, ...]:
-    """Return `names` as a tuple if both nets have comparable layers of these names.
+    """Return the convolution-like layers that `names` stands for if the nets can be compared there.
 
     Args:
         student: the net that learns.
         teacher: the net it learns from.
-        names: names as in `named_modules()`; what `torch.compile` adds to them may be left out.
+        names: names as in `named_modules()`, or shell patterns such as "layer2.*.conv1", which
+            stand for the layers that `find_taps` finds; what `torch.compile` adds to names may be
+            left out.
 
     Raises:
         ValueError: no name or one given twice, a layer that a net does not have, that is no
-            convolution or adder layer, or whose numbers of channels differ.
+            convolution or adder layer, or whose numbers of channels differ; the message lists the
+            layers of both nets.
         TypeError: `names` is one string.
     """
-    if isinstance(names, str):
-        raise TypeError(f"taps must be a sequence of layer names, got the string {names!r}")
-    names = tuple(name.replace(COMPILED, "") for name in names)
-    if not names:
-        raise ValueError("taps is empty; leave it out to find the layers, or use beta=0")
+    names = _expand(student, names, lambda: _find_layers(student, teacher))
+    layers = _in_both(student, teacher, names)
     for name in names:
-        if names.count(name) > 1:
-            raise ValueError(f"taps names layer {name!r} more than once")
-        channels = []
-        for role, net in (("student", student), ("teacher", teacher)):
-            layers = _layers(net)
-            if name not in layers:
+        for role, of_role in layers.items():
+            if not _is_convolution(of_role[name]):
                 raise ValueError(
-                    f"taps names layer {name!r}, which the {role} {_describe(net, layers)} "
-                    f"does not have"
+                    f"taps names layer {name!r}, which is a {type(of_role[name]).__name__} in the "
+                    f"{role}; wanted a convolution or its adder twin; {_both(student, teacher)}"
                 )
-            if not _is_convolution(layers[name]):
-                raise ValueError(
-                    f"taps names layer {name!r}, which is a {type(layers[name]).__name__} in the "
-                    f"{role} {_describe(net, layers)}; wanted a convolution or its adder twin"
-                )
-            channels.append(num_channels(net, name))
-        if channels[0] != channels[1]:
+    check_equal_channels(student, teacher, names, "the comparison of layers")
+    return names
+
+
+def find_stages(student: nn.Module, teacher: nn.Module) -> tuple[str, ...]:
+    """Return the names of the parts whose activations are worth comparing, in the student's order.
+
+    These are the direct children of the net that hold layers of `find_taps`, such as the stages
+    `layer1` ... of a ResNet, and behind a direct child that is such a layer the first normalisation
+    that follows it. (Our reading: the papers tap the ends of groups of blocks.)
+
+    Args:
+        student: the net that learns.
+        teacher: a net with the same layer names, of any width.
+
+    Raises:
+        ValueError: no such part.
+
+    Example:
+        >>> import torchadder as ta
+        >>> nets = [ta.models.resnet20(conv=kind) for kind in ("adder", "conv")]
+        >>> find_stages(*nets)
+        ('layer1', 'layer2', 'layer3')
+        >>> nets = [ta.models.lenet5_bn(conv=kind) for kind in ("adder", "conv")]
+        >>> find_stages(*nets)
+        ('bn2', 'bn3', 'bn4')
+    """
+    inner = _find_layers(student, teacher)
+    theirs = _layers(teacher)
+    children = [name.replace(COMPILED, "") for name in _children(student)]
+    stages = []
+    for name in inner:
+        child = name.partition(".")[0]
+        if child == name:
+            layers = _layers(student)
+            behind = children[children.index(name) + 1 :]
+            child = next(
+                (n for n in behind if isinstance(layers[n], nn.modules.batchnorm._NormBase)), name
+            )
+        if child not in stages and child in theirs:
+            stages.append(child)
+    if not stages:
+        raise ValueError(
+            f"no part of the nets to compare; name it with taps=; {_both(student, teacher)}"
+        )
+    return tuple(stages)
+
+
+def match_layers(student: nn.Module, teacher: nn.Module, names: Sequence[str]) -> tuple[str, ...]:
+    """Return the parts of both nets that `names` stands for.
+
+    Args:
+        student: the net that learns.
+        teacher: the net it learns from.
+        names: names as in `named_modules()`, or shell patterns of such names. A pattern does not
+            cross a dot: "layer?" stands for stages, "layer?.*" for blocks.
+
+    Raises:
+        ValueError: no name or one given twice, or a part that a net does not have; the message
+            lists the layers of both nets.
+        TypeError: `names` is one string.
+    """
+    names = _expand(student, names, lambda: [name for name in _layers(student) if name])
+    _in_both(student, teacher, names)
+    return names
+
+
+def name_layers(net: nn.Module, names: Sequence[str]) -> tuple[str, ...]:
+    """Return the parts of one net that `names` stands for, see `match_layers`."""
+    names = _expand(net, names, lambda: [name for name in _layers(net) if name])
+    for name in names:
+        if name not in _layers(net):
             raise ValueError(
-                f"layer {name!r} has {channels[0]} output channels in the student "
-                f"{_name(student)} and {channels[1]} in the teacher {_name(teacher)}; "
-                f"the nets must have the same shape"
+                f"taps names layer {name!r}, which the student does not have; "
+                f"it has {_describe(net)}"
             )
     return names
 
 
+def find_head(net: nn.Module) -> str:
+    """Return the name of the last multiplicative layer, the classifier.
+
+    Raises:
+        ValueError: there is none.
+    """
+    names = list(_multiplicative(_layers(net)))
+    if not names:
+        raise ValueError(f"{_name(net)} has no multiplicative layer; name a layer with taps=")
+    return names[-1]
+
+
+def check_equal_channels(
+    student: nn.Module, teacher: nn.Module, names: Sequence[str], what: str
+) -> None:
+    """Raise ValueError, listing the layers of both nets, unless they are of equal widths."""
+    widths = [(num_channels(student, name), num_channels(teacher, name)) for name in names]
+    if any(ours != theirs for ours, theirs in widths):
+        sides = [
+            ", ".join(f"{name} {pair[side]}" for name, pair in zip(names, widths, strict=True))
+            for side in (0, 1)
+        ]
+        raise ValueError(
+            f"{what} needs layers of equal widths, got channels {sides[0]} in the student "
+            f"{_name(student)} and {sides[1]} in the teacher {_name(teacher)}"
+        )
+
+
 def num_channels(net: nn.Module, name: str) -> int:
-    """Return the number of output channels of the layer called `name`."""
-    return int(get_layer(net, name).out_channels)  # type: ignore[arg-type]
+    """Return the number of channels that the part called `name` puts out.
+
+    That of the part itself or, if it only holds others, of the last one in it that has a number.
+
+    Raises:
+        ValueError: no layer of that part has a number of channels.
+    """
+    for layer in reversed(list(get_layer(net, name).modules())):
+        channels = getattr(layer, "out_channels", getattr(layer, "num_features", None))
+        if isinstance(channels, int):
+            return channels
+    raise ValueError(f"the number of channels of {name!r} in {_name(net)} is not known")
 
 
 def get_layer(net: nn.Module, name: str) -> nn.Module:
@@ -121,8 +203,15 @@ def get_layer(net: nn.Module, name: str) -> nn.Module:
     return _layers(net)[name]
 
 
+def module_key(name: str) -> str:
+    """`name` as a key of `nn.ModuleDict`, which refuses dots."""
+    return name.replace(".", "/")
+
+
 @contextlib.contextmanager
-def capture(net: nn.Module, names: Sequence[str], *, detach: bool) -> Iterator[dict[str, Tensor]]:
+def capture(
+    net: nn.Module, names: Sequence[str], *, detach: bool, activations: bool = False
+) -> Iterator[dict[str, Tensor]]:
     """Collect the outputs of the named layers while `net` runs inside the `with` block.
 
     The dictionary is filled by the forward pass and checked at the end of the block; the hooks are
@@ -133,10 +222,12 @@ def capture(net: nn.Module, names: Sequence[str], *, detach: bool) -> Iterator[d
             with or without gradients) it is now run in.
         names: names of layers.
         detach: whether to cut the outputs from the graph.
+        activations: whether an output may be overwritten in place by a later layer, such as
+            `nn.ReLU(inplace=True)`; what is read then is the result.
 
     Raises:
         RuntimeError: a layer did not run, ran more than once (a shared layer), or its output was
-            overwritten in place by a later layer.
+            overwritten in place by a later layer without leave.
 
     Example:
         >>> import torch
@@ -154,7 +245,8 @@ def capture(net: nn.Module, names: Sequence[str], *, detach: bool) -> Iterator[d
         def hook(layer: nn.Module, inputs: Any, output: Tensor) -> None:
             calls[name] += 1
             outputs[name] = output.detach() if detach else output
-            if not torch.compiler.is_compiling() and not output.is_inference():
+            checked = not activations and not torch.compiler.is_compiling()
+            if checked and not output.is_inference():
                 versions[name] = output._version
 
         return hook
@@ -184,6 +276,80 @@ def _layers(net: nn.Module) -> dict[str, nn.Module]:
     return {name.replace(COMPILED, ""): module for name, module in net.named_modules()}
 
 
+def _children(net: nn.Module) -> list[str]:
+    """Names of the direct children."""
+    return [name for name, _ in getattr(net, "_orig_mod", net).named_children()]
+
+
+def _find_layers(student: nn.Module, teacher: nn.Module) -> list[str]:
+    """The layers of `find_taps`, whatever their widths."""
+    ours, theirs = _layers(student), _layers(teacher)
+    shared = [
+        name
+        for name, layer in ours.items()
+        if _is_convolution(layer) and _is_convolution(theirs.get(name))
+    ]
+    names = [
+        name
+        for name in shared
+        if isinstance(ours[name], AdderModule) or isinstance(theirs[name], AdderModule)
+    ]
+    if not names and not _has_adder(ours) and not _has_adder(theirs):
+        inner = list(_multiplicative(ours))[1:-1]
+        names = [name for name in shared if name in inner]
+    if not names:
+        raise ValueError(
+            f"no layer to compare: no adder layer or inner convolution has the same name in both "
+            f"nets; build both as the same architecture or name the layers with taps=; "
+            f"{_both(student, teacher)}"
+        )
+    return names
+
+
+def _expand(
+    net: nn.Module, names: Sequence[str], candidates: Callable[[], list[str]]
+) -> tuple[str, ...]:
+    """`names` with every pattern replaced by the candidates that it fits, in their order."""
+    if isinstance(names, str):
+        raise TypeError(f"taps must be a sequence of layer names, got the string {names!r}")
+    if not names:
+        raise ValueError("taps is empty; leave it out to find the layers, or use beta=0")
+    found: list[str] = []
+    for name in (name.replace(COMPILED, "") for name in names):
+        fitting = [name]
+        if set(name) & set("*?["):
+            fitting = [each for each in candidates() if _fits(each, name) and each not in found]
+            if not fitting and not any(_fits(each, name) for each in candidates()):
+                known = ", ".join(candidates())
+                raise ValueError(f"taps: no layer fits the pattern {name!r}; there are {known}")
+        for each in fitting:
+            if each in found:
+                raise ValueError(f"taps names layer {each!r} more than once")
+            found.append(each)
+    return tuple(found)
+
+
+def _fits(name: str, pattern: str) -> bool:
+    """Whether a name fits a shell pattern, part by part between the dots."""
+    parts, patterns = name.split("."), pattern.split(".")
+    return len(parts) == len(patterns) and all(map(fnmatch.fnmatchcase, parts, patterns))
+
+
+def _in_both(
+    student: nn.Module, teacher: nn.Module, names: Sequence[str]
+) -> dict[str, dict[str, nn.Module]]:
+    """The layers of both nets by role, or ValueError if one of `names` is missing."""
+    layers = {"student": _layers(student), "teacher": _layers(teacher)}
+    for name in names:
+        for role, of_role in layers.items():
+            if name not in of_role:
+                raise ValueError(
+                    f"taps names layer {name!r}, which the {role} does not have; "
+                    f"{_both(student, teacher)}"
+                )
+    return layers
+
+
 def _is_convolution(layer: nn.Module | None) -> bool:
     return isinstance(layer, _ConvNd | AdderModule) and not isinstance(layer, AdderLinear)
 
@@ -200,8 +366,14 @@ def _name(net: nn.Module) -> str:
     return type(getattr(net, "_orig_mod", net)).__name__
 
 
-def _describe(net: nn.Module, layers: dict[str, nn.Module]) -> str:
-    """The class of the net and the names of its convolutions, for one line of an error message."""
-    names = [name for name, layer in layers.items() if _is_convolution(layer)]
-    shown = ", ".join(names[:6]) + (", ..." if len(names) > 6 else "")
-    return f"{_name(net)} (convolutions and adder layers: {shown or 'none'})"
+def _both(student: nn.Module, teacher: nn.Module) -> str:
+    """Both nets' classes, layers and widths, for one line of an error message."""
+    return f"the student is {_describe(student)}, the teacher {_describe(teacher)}"
+
+
+def _describe(net: nn.Module) -> str:
+    layers = {n: layer for n, layer in _layers(net).items() if _is_convolution(layer)}
+    shown = [f"{name} {tuple(layer.weight.shape)}" for name, layer in layers.items()]  # type: ignore[union-attr]
+    if len(shown) > MAX_SHOWN:
+        shown[MAX_SHOWN - 1 : -1] = ["..."]
+    return f"{_name(net)} with {', '.join(shown) or 'no convolution'}"

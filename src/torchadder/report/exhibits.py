@@ -26,6 +26,17 @@ NUM_MISTAKES = 16
 MAX_HISTOGRAMS = 6
 MAX_SCALES = 4
 
+PARTS = {
+    "train_ce": "cross-entropy",
+    "train_kd": "soft labels",
+    "train_mid": "features",
+    "train_at": "attention maps",
+    "train_sp": "similarities",
+    "train_fsp": "FSP matrices",
+    "train_hint": "hints",
+}
+"""Columns with parts of a distillation loss, and what they are called."""
+
 
 @dataclass(frozen=True)
 class Kind:
@@ -101,9 +112,8 @@ def draw_curves(folder: Path, curves: Sequence[Curve]) -> Picture:
 
 def draw_distillation(folder: Path, run: RunFolder) -> Picture | None:
     """The parts of the distillation loss and the kernel scales; None if the run has none."""
-    names = {"train_ce": "cross-entropy", "train_kd": "soft labels", "train_mid": "features"}
     columns = list(dict.fromkeys(column for row in run.rows for column in row))
-    parts = {column: names[column] for column in columns if column in names}
+    parts = {column: PARTS[column] for column in columns if column in PARTS}
     # sigma/<layer>/<side>
     layers = list(dict.fromkeys(c.split("/")[1] for c in columns if c.startswith("sigma/")))
     shown = figures.spread(layers, MAX_SCALES)
@@ -115,6 +125,22 @@ def draw_distillation(folder: Path, run: RunFolder) -> Picture | None:
     if len(parts) < 2:
         return None
     distill = run.config["distill"]
+    weights = {"train_ce": "", "train_kd": "alpha"}
+    keys = {column: weights.get(column, "beta") for column in parts}
+    terms = " + ".join(
+        f"{distill[key]:g} {parts[column]}" if key else parts[column]
+        for column, key in keys.items()
+    )
+    caption = f"The terms of the student's loss before weighting; their sum is {terms}."
+    if distill.get("ramp", "none") != "none":
+        caption += " The weights grow from 0 to these values, see distill_strength in metrics.csv."
+    if scales:
+        caption += (
+            " The features are compared after the kernels exp(y / 2 sigma\N{SUPERSCRIPT TWO}) of a "
+            "layer's outputs y; each layer of either net learns its own sigma."
+        )
+    if len(shown) < len(layers):
+        caption += " Layers evenly spread over the net."
     return draw(
         folder,
         "distillation",
@@ -125,11 +151,7 @@ def draw_distillation(folder: Path, run: RunFolder) -> Picture | None:
         alt="Parts of the distillation loss"
         + (" and the scales of its kernels" if scales else "")
         + " over the epochs.",
-        caption="The terms of the student's loss before weighting; their sum is "
-        f"cross-entropy + {distill['alpha']:g} soft labels + {distill['beta']:g} features. "
-        "The features are compared after the kernels exp(y / 2 sigma\N{SUPERSCRIPT TWO}) of a "
-        "layer's outputs y; each layer of either net learns its own sigma."
-        + (" Layers evenly spread over the net." if len(shown) < len(layers) else ""),
+        caption=caption,
     )
 
 

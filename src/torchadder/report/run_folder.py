@@ -35,10 +35,11 @@ class RunFolder:
 
     @property
     def kind(self) -> str:
-        """What was trained: "conv", "adder", or "pkkd" for a distilled adder net."""
+        """What was trained: "conv", "adder", or "pkkd" for an adder net distilled by any method."""
         conv = self.config["model"]["conv"]
         kind = conv["type"] if isinstance(conv, dict) else conv
-        return "pkkd" if kind == "adder" and self.config["method"] == "pkkd" else kind
+        is_distilled = self.config["method"] not in ("supervised", "dropout")
+        return "pkkd" if kind == "adder" and is_distilled else kind
 
     @property
     def epochs(self) -> int:

@@ -6,5 +6,6 @@ knows neither files nor folders nor the number of epochs; that is the trainer's 
 
 from torchadder.tasks.classification import Classification
 from torchadder.tasks.distillation import Distillation
+from torchadder.tasks.ramp import Ramp
 
-__all__ = ["Classification", "Distillation"]
+__all__ = ["Classification", "Distillation", "Ramp"]

@@ -1,19 +1,19 @@
-"""Distillation as a task: a teacher and a student of the same shape in one training step."""
+"""Distillation as a task: a student, mostly with a teacher, in one training step."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from torchadder.distill import PKKD
+from torchadder.distill import Distiller, cycle_starts
 from torchadder.tasks.classification import Classification, accuracies
+from torchadder.tasks.ramp import Ramp
 
 
 class Distillation(Classification):
-    """PKKD (arXiv 2009.13044): an adder student learns from labels and from its CNN twin.
+    """Trains a student by a method of `torchadder.distill`, such as PKKD (arXiv 2009.13044).
 
     Both nets see the batch once. The student's loss treats the teacher as a constant and the
     teacher's loss does not know the student, so the two graphs are disjoint and one backward pass
@@ -21,72 +21,65 @@ class Distillation(Classification):
     linear maps of the loss, whose weights do not decay.
 
     Logs what `Classification` logs for the student, the same for the teacher with the prefix
-    `teacher_`, the parts of the student's loss as `train_<part>`, and the kernel scales.
+    `teacher_`, the parts of the student's loss as `train_<part>`, the strength of its terms as
+    `distill_strength`, and the kernel scales.
 
     Args:
-        student: The net to be kept.
-        teacher: A net with the same layer names.
+        distiller: The loss, which holds both nets.
         num_classes: Number of classes.
-        alpha: Weight of the soft-label term.
-        beta: Weight of the kernel-space feature term.
-        temperature: Temperature of the soft labels.
-        taps: Layers whose outputs are compared; None: every adder layer of the student.
-        kernel: Compare in kernel space.
-        linear_map: Align the two sides by a 1x1 convolution.
-        progressive: Train the teacher too; otherwise it stays as it is.
-        **options: Optimizer and schedule, as of `Classification`.
+        ramp: How the strength of the distillation terms grows; None: full from the start.
+        **options: Optimizer and schedule, as of `Classification`. The schedule is run through once
+            in each of the distiller's cycles.
+
+    Raises:
+        ValueError: A ramp with the teacher's progress, but a teacher that is not trained.
     """
 
     def __init__(
         self,
-        student: nn.Module,
-        teacher: nn.Module,
+        distiller: Distiller,
         *,
         num_classes: int,
-        alpha: float = 5.0,
-        beta: float = 5.0,
-        temperature: float = 1.0,
-        taps: Sequence[str] | None = None,
-        kernel: bool = True,
-        linear_map: bool = True,
-        progressive: bool = True,
+        ramp: Ramp | None = None,
         **options: Any,
     ) -> None:
-        pkkd = PKKD(
-            student,
-            teacher,
-            alpha=alpha,
-            beta=beta,
-            temperature=temperature,
-            taps=taps,
-            kernel=kernel,
-            linear_map=linear_map,
-            progressive=progressive,
-        )
-        super().__init__(pkkd, num_classes=num_classes, **options)
+        super().__init__(distiller, num_classes=num_classes, **options)
+        self.ramp = Ramp() if ramp is None else ramp
+        if self.ramp.by == "teacher" and not distiller.progressive:
+            raise ValueError("ramp by 'teacher' needs a progressive teacher")
         self.teacher_train_metrics = accuracies(num_classes, "teacher_train_")
         self.teacher_val_metrics = accuracies(num_classes, "teacher_val_")
+        self._teacher_accuracy: float | None = None
 
     @property
-    def pkkd(self) -> PKKD:
+    def distiller(self) -> Distiller:
         """The loss, which holds both nets."""
-        assert isinstance(self.model, PKKD)
+        assert isinstance(self.model, Distiller)
         return self.model
 
     @property
     def plain_model(self) -> nn.Module:
         """The student."""
-        return self.pkkd.student
+        return self.distiller.student
 
     def objective(self, images: Tensor, labels: Tensor) -> Tensor:
         """The sum of the student's and the teacher's loss, without logging: a scalar."""
-        output = self.pkkd(images, labels)
+        output = self.distiller(images, labels)
         return output.loss if output.teacher_loss is None else output.loss + output.teacher_loss
+
+    def on_train_epoch_start(self) -> None:
+        """Sets the strength of the terms, and lets the distiller begin its epoch."""
+        num_epochs = self.trainer.max_epochs or 1
+        self.distiller.start_epoch(self.current_epoch, num_epochs)
+        strength = self.ramp.strength(
+            self.current_epoch, self._teacher_accuracy, 1 / self.num_classes
+        )
+        self.distiller.strength.fill_(strength)
 
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
         """The sum of the student's and the teacher's loss, logged: a scalar."""
         images, labels = batch
-        output = self.pkkd(images, labels)
+        output = self.distiller(images, labels)
         self.log_step(self.train_metrics, "train_", output.loss, output.student_logits, labels)
         parts = {f"train_{name}": value for name, value in output.parts.items()}
         self.log_dict(parts, on_step=False, on_epoch=True, batch_size=len(labels))
@@ -101,23 +94,65 @@ class Distillation(Classification):
         )
         return output.loss + output.teacher_loss
 
+    def on_train_epoch_end(self) -> None:
+        """Keeps the teacher's training accuracy, for the ramp."""
+        if self.distiller.progressive:
+            accuracy = self.trainer.callback_metrics["teacher_train_accuracy"]
+            self._teacher_accuracy = float(accuracy)
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Adds what the ramp needs to go on."""
+        checkpoint["teacher_accuracy"] = self._teacher_accuracy
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Takes up what `on_save_checkpoint` left."""
+        self._teacher_accuracy = checkpoint.get("teacher_accuracy")
+
     def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
         """Adds a batch to the validation metrics of both nets."""
         super().validation_step(batch, batch_idx)
+        teacher = self.distiller.teacher
+        if teacher is None or not (self.distiller.progressive or self.distiller.needs_teacher):
+            return
         images, labels = batch
-        logits = self.pkkd.teacher(images)
+        logits = teacher(images)
         loss = F.cross_entropy(logits, labels)
         self.log_step(self.teacher_val_metrics, "teacher_val_", loss, logits, labels)
 
     def parameter_groups(self) -> list[dict[str, Any]]:
         """Both nets with weight decay, the loss's own parameters without."""
-        nets = [*self.pkkd.student.parameters(), *self.pkkd.teacher.parameters()]
-        groups: list[dict[str, Any]] = [{"params": [p for p in nets if p.requires_grad]}]
-        own = self.pkkd.own_parameters()
+        nets = [net for net in (self.distiller.student, self.distiller.teacher) if net is not None]
+        of_nets = [parameter for net in nets for parameter in net.parameters()]
+        groups: list[dict[str, Any]] = [{"params": [p for p in of_nets if p.requires_grad]}]
+        own = self.distiller.own_parameters()
         if own:
             groups.append({"params": own, "weight_decay": 0.0})
         return groups
 
     def on_validation_epoch_end(self) -> None:
-        """Logs the kernel scales as `sigma/<layer>/student` and `sigma/<layer>/teacher`."""
-        self.log_dict({f"sigma/{name}": value for name, value in self.pkkd.sigmas().items()})
+        """Logs strength and kernel scales, `sigma/<layer>/student` and `sigma/<layer>/teacher`."""
+        self.log("distill_strength", self.distiller.strength)
+        scales: dict[str, Tensor] = getattr(self.distiller, "sigmas", dict)()
+        self.log_dict({f"sigma/{name}": value for name, value in scales.items()})
+
+    def _schedule_factor(self, num_steps: int, num_epochs: int) -> Any:
+        """Step -> factor of `lr`: the schedule, once in each cycle."""
+        cycles = self.distiller.cycles
+        if cycles == 1:
+            return super()._schedule_factor(num_steps, num_epochs)
+        starts = cycle_starts(num_epochs, cycles)
+        lengths = [
+            end - start for start, end in zip(starts, [*starts[1:], num_epochs], strict=True)
+        ]
+        steps_per_epoch = max(1, num_steps // num_epochs)
+        factors = [
+            super(Distillation, self)._schedule_factor(length * steps_per_epoch, length)
+            for length in lengths
+        ]
+
+        def factor(step: int) -> float:
+            epoch = step // steps_per_epoch
+            cycle = max(index for index, start in enumerate(starts) if start <= epoch)
+            return factors[cycle](step - starts[cycle] * steps_per_epoch)
+
+        return factor

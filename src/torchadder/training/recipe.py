@@ -59,7 +59,7 @@ class DataConfig:
 
 @dataclass
 class ModelConfig:
-    """The net to be trained (with `method: pkkd` the student).
+    """The net to be trained (the student, where there is a teacher).
 
     Args:
         name: A model of `torchadder.models`.
@@ -114,29 +114,64 @@ class ScheduleConfig:
 
 @dataclass
 class DistillConfig:
-    """PKKD (arXiv 2009.13044), used with `method: pkkd`.
+    """How a net learns from another one, used with any `method` but "supervised".
+
+    A null takes the method's own default. A key that the method does not know must be left out;
+    docs/distillation.md lists which method knows which.
 
     Args:
         alpha: Weight of the soft-label term.
-        beta: Weight of the kernel-space feature term.
+        beta: Weight of the feature term.
         temperature: Temperature of the soft labels.
-        taps: Names of the layers whose outputs are compared; null: every adder layer.
-        kernel: Compare in kernel space, as PKKD does (false: the plain outputs).
-        linear_map: Align the two sides by a 1x1 convolution.
+        taps: Names or patterns of the layers whose outputs are compared; null: the method's choice.
+        kernel: PKKD's kernels: "paper" or true (Laplacian for adder layers, Gaussian for
+            convolutions), "gaussian", "laplacian" (the same one on both sides), "none" or false.
+        scale: How PKKD's kernels find their initial scale: "deviation" or "magnitude".
+        linear_map: Align the two sides by a trained 1x1 convolution.
         progressive: Train the teacher in the same steps; false keeps it fixed.
+        cycles: Number of cycles of snapshot distillation.
+        dropout: Share of the classifier's inputs set to zero, for `method: dropout`.
+        ramp: How alpha and beta grow from 0 to their full value: "none" (full from the start),
+            "epochs" (linearly, within the first `ramp_epochs`), or "teacher" (with the training
+            accuracy of a progressive teacher in the epoch before, from chance to `ramp_accuracy`).
+        ramp_epochs: Epochs until the full value.
+        ramp_accuracy: Accuracy of the teacher at the full value, a share in 0..1.
+        shared_init: Give the two nets the same initial values: the student takes those of the
+            teacher, adder layers scaled to unit variance.
+        teacher_model: The teacher's model; null: the student's.
+        teacher_kwargs: Further arguments of its constructor; null: the student's.
         teacher_conv: Kind of the teacher's inner layers.
         teacher_checkpoint: The teacher's initial weights; wanted if it is fixed.
     """
 
-    alpha: float = 5.0
-    beta: float = 5.0
-    temperature: float = 1.0
+    alpha: float | None = None
+    beta: float | None = None
+    temperature: float | None = None
     taps: list[str] | None = None
-    kernel: bool = True
-    linear_map: bool = True
-    progressive: bool = True
+    kernel: bool | Literal["paper", "gaussian", "laplacian", "none"] | None = None
+    scale: Literal["deviation", "magnitude"] | None = None
+    linear_map: bool | None = None
+    progressive: bool | None = None
+    cycles: int | None = None
+    dropout: float | None = None
+    ramp: Literal["none", "epochs", "teacher"] = "none"
+    ramp_epochs: int = 10
+    ramp_accuracy: float = 0.9
+    shared_init: bool = False
+    teacher_model: str | None = None
+    teacher_kwargs: dict[str, Any] | None = None
     teacher_conv: str | dict[str, Any] = "conv"
     teacher_checkpoint: str | None = None
+
+
+_RAMP_KEYS = ("ramp", "ramp_epochs", "ramp_accuracy")
+_TEACHER_KEYS = (
+    "shared_init",
+    "teacher_model",
+    "teacher_kwargs",
+    "teacher_conv",
+    "teacher_checkpoint",
+)
 
 
 @dataclass
@@ -174,19 +209,20 @@ class Recipe:
         name: Name of the run, the first part of its folder's name.
         seed: Seed of the initial weights, the order of the images and their augmentation.
         epochs: Passes over the training images.
-        method: "supervised" (labels only) or "pkkd" (labels and a teacher of the same shape).
+        method: "supervised" (labels only), or a method of `torchadder.distill.METHODS`: "pkkd",
+            "kd", "at", "sp", "fsp", "fitnet", "snapshot", "dropout".
         data: The images.
         model: The net.
         optimizer: The optimizer.
         schedule: The learning rate over time.
-        distill: The distillation, if `method` is "pkkd".
+        distill: The distillation, unless `method` is "supervised".
         trainer: The loop.
     """
 
     name: str = "run"
     seed: int = 0
     epochs: int = 10
-    method: Literal["supervised", "pkkd"] = "supervised"
+    method: str = "supervised"
     data: DataConfig = field(default_factory=DataConfig)
     model: ModelConfig = field(default_factory=ModelConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
@@ -263,20 +299,96 @@ class Recipe:
             trainer.threads,
             "at least 1",
         )
-        if self.method == "pkkd":
-            distill = self.distill
-            _require(distill.temperature > 0, "distill.temperature", distill.temperature, "> 0")
+        self.distill = _complete(self.method, self.distill)
+        self._check_distill()
+
+    def _check_distill(self) -> None:
+        for key in ("alpha", "beta"):
+            weight = getattr(self.distill, key)
             _require(
-                distill.progressive or distill.teacher_checkpoint is not None,
-                "distill.teacher_checkpoint",
-                distill.teacher_checkpoint,
-                "a checkpoint, because distill.progressive is false: a fixed teacher must know "
-                "something",
+                weight is None or 0 <= weight < float("inf"),
+                f"distill.{key}",
+                weight,
+                "a finite number of at least 0",
             )
+        distill = self.distill
+        _require(
+            distill.temperature is None or distill.temperature > 0,
+            "distill.temperature",
+            distill.temperature,
+            "> 0",
+        )
+        _require(
+            distill.cycles is None or 2 <= distill.cycles <= self.epochs,
+            "distill.cycles",
+            distill.cycles,
+            f"2 .. epochs = {self.epochs}",
+        )
+        _require(distill.ramp_epochs >= 1, "distill.ramp_epochs", distill.ramp_epochs, ">= 1")
+        _require(
+            0 < distill.ramp_accuracy <= 1,
+            "distill.ramp_accuracy",
+            distill.ramp_accuracy,
+            "a share above 0, up to 1",
+        )
+        _require(
+            distill.ramp != "teacher" or bool(distill.progressive),
+            "distill.ramp",
+            distill.ramp,
+            "none or epochs, because no teacher is trained",
+        )
+        _require(
+            distill.progressive is not False or distill.teacher_checkpoint is not None,
+            "distill.teacher_checkpoint",
+            distill.teacher_checkpoint,
+            "a checkpoint, because distill.progressive is false: a fixed teacher must know "
+            "something",
+        )
 
     def to_dict(self) -> dict[str, Any]:
         """The recipe as nested dicts of plain values, ready for YAML or JSON."""
         return dataclasses.asdict(self)
+
+
+def _complete(method: str, config: DistillConfig) -> DistillConfig:
+    """The options of a method with its defaults filled in.
+
+    Raises:
+        RecipeError: On an unknown method, or a key that it does not know.
+    """
+    from torchadder.distill import registry
+
+    # Before there were other methods, files spelled PKKD's defaults out whatever their method.
+    spelled_out = registry.options_of("pkkd")
+    known: dict[str, Any] = {}
+    if method != "supervised":
+        try:
+            known = registry.options_of(method)
+        except ValueError as error:
+            raise RecipeError(f"method: {error} (or 'supervised')") from error
+    wants_teacher = method != "supervised" and registry.find_method(method).wants_teacher
+    shared = _TEACHER_KEYS if wants_teacher else ()
+    shared += _RAMP_KEYS if "alpha" in known else ()
+    filled = {}
+    for item in dataclasses.fields(config):
+        value = getattr(config, item.name)
+        if item.name in known:
+            filled[item.name] = known[item.name] if value is None else value
+        elif item.name in shared:
+            continue
+        elif value == item.default or value == spelled_out.get(item.name):
+            filled[item.name] = item.default
+        else:
+            owners = registry.methods_with(item.name)
+            if item.name in _RAMP_KEYS:
+                owners = registry.methods_with("alpha")
+            elif item.name in _TEACHER_KEYS:
+                owners = [name for name, each in registry.METHODS.items() if each.wants_teacher]
+            raise RecipeError(
+                f"distill.{item.name} = {value!r}: method {method} does not know this key; "
+                f"it is known to {', '.join(owners)}"
+            )
+    return dataclasses.replace(config, **filled)
 
 
 def keys(section: type = Recipe, prefix: str = "") -> list[str]:

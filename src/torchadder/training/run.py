@@ -37,8 +37,9 @@ import torchadder
 from torchadder import models
 from torchadder.checkpoint import CheckpointError, load_into
 from torchadder.data import ImageData
+from torchadder.distill import Distiller, find_method, options_of, share_initial_values
 from torchadder.provenance import provenance
-from torchadder.tasks import Classification, Distillation
+from torchadder.tasks import Classification, Distillation, Ramp
 from torchadder.training.callbacks import (
     Bar,
     BestAndLast,
@@ -152,7 +153,8 @@ def resume(
     if not checkpoint.is_file():
         raise CheckpointError(f"resume {str(folder)!r}: {checkpoint} is missing: no epoch finished")
     state = read_state(checkpoint)
-    _check_recipe(recipe, state.get("recipe", {}), config, checkpoint)
+    saved = from_dict(state.get("recipe", {}), str(checkpoint)).to_dict()
+    _check_recipe(recipe, saved, config, checkpoint)
     done = state["loops"]["fit_loop"]["epoch_progress"]["current"]["processed"]
     if done >= recipe.epochs:
         raise RecipeError(f"resume {str(folder)!r}: the run is finished ({done} epochs)")
@@ -191,14 +193,40 @@ def build_task(recipe: Recipe, data: ImageData) -> Classification:
     }
     if recipe.method == "supervised":
         return Classification(student, **options)
-    distill = dataclasses.asdict(recipe.distill)
-    config = dataclasses.replace(
-        recipe.model,
-        conv=distill.pop("teacher_conv"),
-        checkpoint=distill.pop("teacher_checkpoint"),
+    config = recipe.distill
+    return Distillation(
+        build_distiller(recipe, data, student),
+        ramp=Ramp(config.ramp, config.ramp_epochs, config.ramp_accuracy),
+        **options,
     )
-    teacher = build_model(config, data, "distill.teacher")
-    return Distillation(student, teacher, **options, **distill)
+
+
+def build_distiller(recipe: Recipe, data: ImageData, student: nn.Module) -> Distiller:
+    """The loss of a recipe whose method is not "supervised", with its teacher.
+
+    Raises:
+        RecipeError: If the teacher cannot be built, or the method cannot be used on these nets.
+        CheckpointError: If the teacher's weights cannot be used.
+    """
+    config = recipe.distill
+    method = find_method(recipe.method)
+    options = {name: getattr(config, name) for name in options_of(recipe.method)}
+    teacher = None
+    if method.wants_teacher:
+        of_teacher = dataclasses.replace(
+            recipe.model,
+            name=config.teacher_model or recipe.model.name,
+            kwargs=recipe.model.kwargs if config.teacher_kwargs is None else config.teacher_kwargs,
+            conv=config.teacher_conv,
+            checkpoint=config.teacher_checkpoint,
+        )
+        teacher = build_model(of_teacher, data, "distill.teacher")
+    try:
+        if teacher is not None and config.shared_init:
+            share_initial_values(student, teacher)
+        return method(student, teacher, **options)
+    except ValueError as error:
+        raise RecipeError(f"method {recipe.method}: {error}") from error
 
 
 def build_model(config: ModelConfig, data: ImageData, key: str) -> nn.Module:

@@ -1,0 +1,79 @@
+"""Dropout on the student: no teacher at all, the control for what distillation regularises."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Sequence
+from typing import Any
+
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from torchadder.distill.distiller import Distiller, NetOutput
+from torchadder.distill.taps import find_head, get_layer, name_layers
+
+
+class Dropout(Distiller):
+    """Student alone, with dropout: `L = L_CE`; the row "ANN + dropout" of PKKD's supplement.
+
+    `x[n,c] -> x[n,c] m[n,c] / (1 - p)`, m drawn from {0, 1} with `P(m = 0) = p` (Srivastava et al.,
+    JMLR 15, 2014), applied in training to the inputs of the named layers. The supplement of arXiv
+    2009.13044 gives neither the rate nor the place; the default, the inputs of the classifier, is
+    our reading.
+
+    The student is not changed: hooks exist during a call only.
+
+    Args:
+        student: the net that learns, images to logits (N, K).
+        teacher: None.
+        dropout: p, share of the inputs set to zero.
+        taps: names or patterns of the layers whose inputs are dropped; None for the last
+            multiplicative layer.
+
+    Raises:
+        ValueError: a rate outside [0, 1), unknown layers, or a teacher.
+    """
+
+    wants_teacher = False
+
+    def __init__(
+        self,
+        student: nn.Module,
+        teacher: nn.Module | None = None,
+        *,
+        dropout: float = 0.2,
+        taps: Sequence[str] | None = None,
+    ) -> None:
+        if not 0 <= dropout < 1:
+            raise ValueError(f"dropout must be in [0, 1), got {dropout}")
+        if teacher is not None:
+            raise ValueError("Dropout takes no teacher: the student learns from the labels alone")
+        super().__init__(student, None, progressive=False)
+        self.dropout = dropout
+        self.dropped = (find_head(student),) if taps is None else name_layers(student, taps)
+
+    @property
+    def needs_teacher(self) -> bool:
+        """False: there is none."""
+        return False
+
+    def distillation_terms(
+        self, student: NetOutput, teacher: NetOutput
+    ) -> dict[str, tuple[float, Tensor]]:
+        """Return no terms."""
+        return {}
+
+    def run_student(self, inputs: Tensor) -> NetOutput:
+        """Run the student with dropout, if it trains."""
+        if not self.training or not self.dropout:
+            return super().run_student(inputs)
+
+        def drop(layer: nn.Module, arguments: Any) -> Any:
+            first, *rest = arguments
+            return (F.dropout(first, self.dropout), *rest)
+
+        with contextlib.ExitStack() as hooks:
+            for name in self.dropped:
+                handle = get_layer(self.student, name).register_forward_pre_hook(drop)
+                hooks.callback(handle.remove)
+            return super().run_student(inputs)
