@@ -40,11 +40,29 @@ def backward_flops(
     return 3 * num_taps(grad_output_shape, weight_shape)
 
 
+def lp_forward_flops(
+    input_shape: Any, weight_shape: Any, *args: Any, out_shape: Any = None, **kwargs: Any
+) -> int:
+    """A subtraction, a power (counted as one) and an accumulation a tap."""
+    return 3 * num_taps(out_shape, weight_shape)
+
+
+def lp_backward_flops(
+    grad_output_shape: Any, input_shape: Any, weight_shape: Any, *args: Any, **kwargs: Any
+) -> int:
+    """A subtraction, a power, a multiplication with the gradient and an accumulation a tap."""
+    return 4 * num_taps(grad_output_shape, weight_shape)
+
+
 def _register(counter: ModuleType) -> None:
     ops = torch.ops.torchadder
     counter.register_flop_formula(ops.adder2d)(forward_flops)
     counter.register_flop_formula([ops.adder2d_backward_input, ops.adder2d_backward_weight])(
         backward_flops
+    )
+    counter.register_flop_formula(ops.adder2d_lp)(lp_forward_flops)
+    counter.register_flop_formula([ops.adder2d_lp_backward_input, ops.adder2d_lp_backward_weight])(
+        lp_backward_flops
     )
 
 

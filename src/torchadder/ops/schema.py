@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from torchadder.ops import cpu, flops, reference, weight_gradient
+from torchadder.ops import cpu, reference, weight_gradient
 from torchadder.ops.geometry import (
     check_operands,
     check_rule,
@@ -216,6 +216,3 @@ for _device_type in ("cpu", "cuda"):
     torch.library.register_autocast(
         "torchadder::adder2d", _device_type, torch.float32, lib=_library
     )
-
-
-flops.register_with_torch()
