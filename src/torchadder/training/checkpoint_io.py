@@ -64,9 +64,10 @@ class SafetensorsCheckpointIO(CheckpointIO):
         target = Path(path)
         target.parent.mkdir(parents=True, exist_ok=True)
         metadata = {"format": FORMAT, "structure": json.dumps(structure)}
-        write_atomically(target, serialize(tensors, metadata=metadata))
+        # The weights first: a state that says so many epochs are done never has older weights.
         if self.model is not None:
             save(self.model, target.with_suffix(".safetensors"), metadata=self.metadata)
+        write_atomically(target, serialize(tensors, metadata=metadata))
 
     def load_checkpoint(
         self, path: Any, map_location: Any | None = None, weights_only: bool | None = None
