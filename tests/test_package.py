@@ -17,7 +17,7 @@ LAYERS = (
     ("ops",),
     ("functional",),
     ("nn",),
-    ("optim", "convert", "atomic"),
+    ("optim", "convert", "atomic", "lp", "slac"),
     ("models", "energy", "data", "checkpoint", "bench", "provenance"),
     ("distill",),
     ("tasks",),

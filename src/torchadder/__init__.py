@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from torchadder import data as data
     from torchadder import distill as distill
     from torchadder import energy as energy
+    from torchadder import lp as lp
     from torchadder import models as models
     from torchadder import optim as optim
     from torchadder import report as report
@@ -39,6 +40,7 @@ _MODULES = (
     "data",
     "distill",
     "energy",
+    "lp",
     "models",
     "optim",
     "report",
@@ -62,6 +64,7 @@ __all__ = [
     "energy",
     "functional",
     "load",
+    "lp",
     "models",
     "nn",
     "ops",

@@ -239,7 +239,15 @@ def _operators(model: nn.Module) -> dict[str, dict[str, Any]]:
     for name, module in model.named_modules():
         if isinstance(module, AdderModule | nn.modules.conv._ConvNd | nn.Linear):
             described: dict[str, Any] = {"type": type(module).__name__}
-            for attribute in ("stride", "padding", "dilation", "groups", "padding_mode", "grad"):
+            for attribute in (
+                "stride",
+                "padding",
+                "dilation",
+                "groups",
+                "padding_mode",
+                "grad",
+                "p",
+            ):
                 value = getattr(module, attribute, None)
                 if value is not None:
                     described[attribute] = list(value) if isinstance(value, tuple) else value

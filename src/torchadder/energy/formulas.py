@@ -92,6 +92,12 @@ def _adder(args: tuple[Any, ...], out: Tensor) -> Arithmetic:
     return Arithmetic("adder2d", 0, 2 * taps)
 
 
+def _adder_lp(args: tuple[Any, ...], out: Tensor) -> Arithmetic:
+    # A power counts as the one multiplication it is at p = 2: between 1 and 2 it costs more.
+    taps = out.numel() * prod(args[1].shape[1:])
+    return Arithmetic("adder2d_lp", taps if args[7] > 1 else 0, 2 * taps)
+
+
 def _distance(args: tuple[Any, ...], out: Tensor) -> Arithmetic:
     left, power = args[0], args[2]
     taps = out.numel() * left.shape[-1]
@@ -112,6 +118,7 @@ def _matmul(first: int) -> Formula:
 
 PRODUCTS: dict[str, Formula] = {
     "torchadder::adder2d": _adder,
+    "torchadder::adder2d_lp": _adder_lp,
     "aten::convolution": _convolution,
     "aten::_convolution": _convolution,
     "aten::_cdist_forward": _distance,
@@ -132,6 +139,7 @@ PRODUCTS: dict[str, Formula] = {
 
 _BIAS_POSITION = {
     "torchadder::adder2d": 2,
+    "torchadder::adder2d_lp": 2,
     "aten::convolution": 2,
     "aten::_convolution": 2,
     "aten::addmm": 0,

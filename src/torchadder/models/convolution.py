@@ -11,6 +11,7 @@ from typing import Any
 
 from torch import nn
 
+from torchadder.lp import LpAdder2d
 from torchadder.nn import Adder2d, AdderModule
 
 ConvFactory = Callable[..., nn.Module]
@@ -19,7 +20,11 @@ ConvFactory = Callable[..., nn.Module]
 ConvSpec = str | Mapping[str, Any] | ConvFactory
 """A factory, a name ("conv", "adder") or a mapping {"type": name, **extra arguments}."""
 
-CONVOLUTIONS: dict[str, ConvFactory] = {"adder": Adder2d, "conv": nn.Conv2d}
+CONVOLUTIONS: dict[str, ConvFactory] = {
+    "adder": Adder2d,
+    "adder_lp": LpAdder2d,
+    "conv": nn.Conv2d,
+}
 
 
 def resolve(spec: ConvSpec, argument: str = "conv") -> ConvFactory:

@@ -66,12 +66,14 @@ class ModelConfig:
         conv: Kind of its inner layers: "adder", "conv", or a mapping with arguments of the layer,
             such as {type: adder, grad: sign}.
         kwargs: Further arguments of the model's constructor.
+        head: "slac" replaces the classifier by that of section `slac`; null keeps the model's own.
         checkpoint: Weights to start from (a .safetensors file of the same model); null: fresh ones.
     """
 
     name: str = "lenet5_bn"
     conv: str | dict[str, Any] = "adder"
     kwargs: dict[str, Any] = field(default_factory=dict)
+    head: Literal["slac"] | None = None
     checkpoint: str | None = None
 
 
@@ -175,6 +177,47 @@ _TEACHER_KEYS = (
 
 
 @dataclass
+class LpConfig:
+    """The exponent of the adder layers over time, from the l2 to the l1 norm (arXiv 2105.14202).
+
+    Args:
+        schedule: "none" (adder layers as they are), "linear" (a smaller exponent every epoch) or
+            "step".
+        start: Exponent of the first epoch, above 1 and at most 2.
+        share: Share of the epochs in which the exponent is above 1.
+        steps: Number of exponents above 1, for "step".
+        clip: Keep the input gradient of each pair within [-1, 1] while the exponent is above 1.
+    """
+
+    schedule: Literal["none", "linear", "step"] = "none"
+    start: float = 2.0
+    share: float = 0.75
+    steps: int = 4
+    clip: bool = False
+
+
+@dataclass
+class SlacConfig:
+    """The loss of a net with `model.head: slac` (SLAC, NeurIPS 2021).
+
+    Args:
+        nll_weight: Weight of the negative log-likelihood.
+        ac_weight: Weight of the term that ties the angles of the skews to the classes' distances.
+        sigma_rate: Learning rate of Sigma, as a factor of `optimizer.lr`.
+        train_mu: Train the locations (false: they keep their initial values).
+        train_sigma: Train the scales.
+        train_gamma: Train the skews.
+    """
+
+    nll_weight: float = 0.01
+    ac_weight: float = 0.1
+    sigma_rate: float = 0.01
+    train_mu: bool = True
+    train_sigma: bool = True
+    train_gamma: bool = True
+
+
+@dataclass
 class TrainerConfig:
     """Where and how the loop runs; passed on to Lightning's Trainer.
 
@@ -216,6 +259,8 @@ class Recipe:
         optimizer: The optimizer.
         schedule: The learning rate over time.
         distill: The distillation, unless `method` is "supervised".
+        lp: The exponent of the adder layers over time.
+        slac: The loss, if `model.head` is "slac".
         trainer: The loop.
     """
 
@@ -228,6 +273,8 @@ class Recipe:
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
     distill: DistillConfig = field(default_factory=DistillConfig)
+    lp: LpConfig = field(default_factory=LpConfig)
+    slac: SlacConfig = field(default_factory=SlacConfig)
     trainer: TrainerConfig = field(default_factory=TrainerConfig)
 
     def __post_init__(self) -> None:
@@ -301,6 +348,24 @@ class Recipe:
         )
         self.distill = _complete(self.method, self.distill)
         self._check_distill()
+        self._check_lp_and_slac()
+
+    def _check_lp_and_slac(self) -> None:
+        lp, slac = self.lp, self.slac
+        _require(1 < lp.start <= 2, "lp.start", lp.start, "above 1, up to 2")
+        _require(0 < lp.share <= 1, "lp.share", lp.share, "a share above 0, up to 1")
+        _require(lp.steps >= 1, "lp.steps", lp.steps, "at least 1")
+        for key in ("nll_weight", "ac_weight"):
+            weight = getattr(slac, key)
+            finite = 0 <= weight < float("inf")
+            _require(finite, f"slac.{key}", weight, "a finite number of at least 0")
+        _require(0 < slac.sigma_rate < float("inf"), "slac.sigma_rate", slac.sigma_rate, "> 0")
+        _require(
+            self.model.head is None or self.method == "supervised",
+            "model.head",
+            self.model.head,
+            f"null, because method is {self.method}: the loss of the head is that of labels alone",
+        )
 
     def _check_distill(self) -> None:
         for key in ("alpha", "beta"):

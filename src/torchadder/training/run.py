@@ -38,6 +38,7 @@ from torchadder import models
 from torchadder.checkpoint import CheckpointError, load_into
 from torchadder.data import ImageData
 from torchadder.distill import Distiller, find_method, options_of, share_initial_values
+from torchadder.lp import ExponentSchedule, set_exponent_
 from torchadder.provenance import provenance
 from torchadder.tasks import Classification, Distillation, Ramp
 from torchadder.training.callbacks import (
@@ -49,6 +50,7 @@ from torchadder.training.callbacks import (
     RunState,
 )
 from torchadder.training.checkpoint_io import SafetensorsCheckpointIO, read_state
+from torchadder.training.exponent import ExponentFall
 from torchadder.training.recipe import ModelConfig, Recipe, RecipeError, from_dict
 
 # Keys that say where a run computes, not what: they may change when it goes on.
@@ -184,6 +186,7 @@ def build_task(recipe: Recipe, data: ImageData) -> Classification:
         CheckpointError: If initial weights cannot be used.
     """
     student = build_model(recipe.model, data, "model")
+    _check_exponent(recipe, student)
     options: dict[str, Any] = {
         "num_classes": data.num_classes,
         **dataclasses.asdict(recipe.optimizer),
@@ -199,6 +202,16 @@ def build_task(recipe: Recipe, data: ImageData) -> Classification:
         ramp=Ramp(config.ramp, config.ramp_epochs, config.ramp_accuracy),
         **options,
     )
+
+
+def _check_exponent(recipe: Recipe, model: nn.Module) -> None:
+    """Refuses an exponent that falls in a net that has none."""
+    if recipe.lp.schedule == "none":
+        return
+    try:
+        set_exponent_(model, recipe.lp.start, clip=recipe.lp.clip)
+    except ValueError as error:
+        raise RecipeError(f"lp.schedule = {recipe.lp.schedule!r}: {error}") from error
 
 
 def build_distiller(recipe: Recipe, data: ImageData, student: nn.Module) -> Distiller:
@@ -280,7 +293,8 @@ def _check_state(module: nn.Module, state: dict[str, torch.Tensor], path: Path) 
 
 
 def _check_recipe(recipe: Recipe, saved: dict[str, Any], config: Path, checkpoint: Path) -> None:
-    now, then = _flat(recipe.to_dict()), _flat(saved)
+    # A checkpoint of an earlier version lacks the keys that came later: they had their defaults.
+    now, then = _flat(recipe.to_dict()), _flat(from_dict(saved, str(checkpoint)).to_dict())
     place = {f"trainer.{key}" for key in _PLACE_KEYS}
     for key in sorted((now.keys() | then.keys()) - place):
         if now.get(key) != then.get(key):
@@ -311,7 +325,7 @@ def _run(
 ) -> RunResult:
     table = MetricsTable(folder / "metrics.csv")
     keeper = BestAndLast(folder / "checkpoints")
-    trainer = _trainer(recipe, data, task, folder, [table, keeper, *callbacks])
+    trainer = _trainer(recipe, data, task, folder, [*_exponent(recipe), table, keeper, *callbacks])
     if checkpoint is None:
         # Only now: a recipe that cannot run leaves no folder behind.
         folder.mkdir(parents=True, exist_ok=True)
@@ -358,6 +372,13 @@ def _run(
         data=data,
         seconds=seconds,
     )
+
+
+def _exponent(recipe: Recipe) -> list[Callback]:
+    lp = recipe.lp
+    if lp.schedule == "none":
+        return []
+    return [ExponentFall(ExponentSchedule(lp.schedule, lp.start, lp.share, lp.steps), lp.clip)]
 
 
 def _trainer(
@@ -460,7 +481,8 @@ def _config_text(recipe: Recipe) -> str:
 
 def _final_metrics(rows: list[dict[str, float]]) -> dict[str, float]:
     metrics = dict(rows[-1])
-    best = max(rows, key=lambda row: row.get("val_accuracy", 0.0))
+    comparable = [row for row in rows if row.get("p") == rows[-1].get("p")]  # of one operator
+    best = max(comparable, key=lambda row: row.get("val_accuracy", 0.0))
     if "val_accuracy" in best:
         metrics |= {"best_val_accuracy": best["val_accuracy"], "best_epoch": best["epoch"]}
     return metrics

@@ -1,0 +1,37 @@
+"""The exponent of lp layers during a run: a callback that sets it before each epoch."""
+
+from __future__ import annotations
+
+from lightning import LightningModule, Trainer
+from lightning.pytorch.callbacks import Callback, ModelCheckpoint
+
+from torchadder.lp import ExponentSchedule, set_exponent_
+
+
+class ExponentFall(Callback):
+    """Sets the exponent of the net to be kept before each epoch, and logs it as `p`.
+
+    The exponent is a function of the epoch alone, so a resumed run needs no state. Epochs with
+    another exponent are those of another operator: when it changes, the checkpoint callbacks
+    forget their best epoch, so that what a run keeps as its best is the best plain adder net.
+
+    Args:
+        schedule: Which exponent an epoch has.
+        clip: Keep the input gradient of each pair within [-1, 1] while p > 1.
+    """
+
+    def __init__(self, schedule: ExponentSchedule, clip: bool) -> None:
+        self.schedule = schedule
+        self.clip = clip
+
+    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Sets the exponent."""
+        num_epochs = trainer.max_epochs or 1
+        p = self.schedule.exponent(trainer.current_epoch, num_epochs)
+        set_exponent_(pl_module.plain_model, p, clip=self.clip)  # type: ignore[arg-type]
+        pl_module.log("p", p, on_step=False, on_epoch=True)
+        before = self.schedule.exponent(max(0, trainer.current_epoch - 1), num_epochs)
+        if p != before:
+            for callback in trainer.checkpoint_callbacks:
+                if isinstance(callback, ModelCheckpoint):
+                    callback.best_k_models.clear()

@@ -1,0 +1,65 @@
+"""A run whose exponent falls: what is trained, kept and resumed."""
+
+import pytest
+import torch
+
+import torchadder as ta
+from torchadder import recipes
+from torchadder.training import RecipeError, fit, resume
+from torchadder.training.evaluation import evaluate
+
+SMALL = {"epochs": 4, "trainer.limit_train_batches": 4, "trainer.threads": 1, "lp.share": 0.5}
+
+
+class StopAfter(ta.training.callbacks.Callback):
+    def __init__(self, epochs):
+        self.epochs = epochs
+
+    def on_train_epoch_start(self, trainer, pl_module):
+        if trainer.current_epoch == self.epochs:
+            raise KeyboardInterrupt
+
+
+def small(**overrides):
+    return recipes.load("mnist_lenet5bn_lp", SMALL | overrides)
+
+
+def test_run_ends_as_a_plain_adder_net_and_resumes_exactly(tmp_path):
+    result = fit(small(), output=tmp_path / "whole")
+    assert [row["p"] for row in result.history] == [2.0, 1.5, 1.0, 1.0]
+    assert type(result.model.conv2) is ta.nn.Adder2d
+    assert result.metrics["best_epoch"] >= 3  # of the plain adder net
+    best = max(row["val_accuracy"] for row in result.history[2:])
+    assert result.metrics["best_val_accuracy"] == best
+    assert evaluate(result.best_checkpoint)["accuracy"] == pytest.approx(best)
+
+    with pytest.raises(KeyboardInterrupt):
+        fit(small(), output=tmp_path / "parts", callbacks=[StopAfter(2)])
+    between = ta.load(tmp_path / "parts" / "checkpoints" / "last.safetensors")
+    assert between.conv2.p == 1.5
+    resumed = resume(tmp_path / "parts")
+    for row, want in zip(resumed.history, result.history, strict=True):
+        assert {**row, "seconds": 0} == {**want, "seconds": 0}
+    whole, parts = (ta.load(each.last_checkpoint).state_dict() for each in (result, resumed))
+    for name, value in whole.items():
+        assert torch.equal(value, parts[name]), name
+
+
+def test_cnn_has_no_exponent(tmp_path):
+    with pytest.raises(RecipeError, match=r"lp.schedule = 'linear': .* has no Adder2d layers"):
+        fit(small(**{"model.conv": "conv"}), output=tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("lp.start", 1.0, "lp.start = 1.0: above 1, up to 2 is wanted"),
+        ("lp.share", 0.0, "lp.share = 0.0: a share above 0, up to 1 is wanted"),
+        ("lp.steps", 0, "lp.steps = 0: at least 1 is wanted"),
+        ("lp.schedule", "cosine", "lp.schedule = cosine"),
+    ],
+)
+def test_bad_values(key, value, message):
+    with pytest.raises(RecipeError, match=message):
+        small(**{key: value})
