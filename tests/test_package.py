@@ -18,19 +18,18 @@ LAYERS = (
     ("functional",),
     ("nn",),
     ("optim", "convert", "atomic", "lp", "slac"),
-    ("models", "energy", "data", "checkpoint", "bench", "provenance"),
+    ("models", "energy", "data", "checkpoint", "provenance"),
     ("distill",),
-    ("tasks",),
+    ("tasks", "bench"),
     ("training", "report"),
     ("recipes",),
+    ("reproduce",),
     ("cli",),
     ("__main__",),
 )
 LEVEL = {part: level for level, parts in enumerate(LAYERS) for part in parts}
 # Siblings of one layer that may use each other: training writes the report of its run.
 SIBLINGS = {
-    ("bench", "models"),
-    ("bench", "energy"),
     ("checkpoint", "models"),
     ("training", "report"),
 }

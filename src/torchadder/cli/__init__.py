@@ -31,6 +31,7 @@ COMMANDS = {
     "predict": "classify image files with a checkpoint",
     "energy": "multiplications, additions and energy of a model, layer by layer",
     "bench": "time the adder operator against convolution",
+    "reproduce": "train the rows of a paper's table and print ours beside the paper's figures",
 }
 """The sub-commands and what each does, in the order of the help text."""
 

@@ -1,0 +1,207 @@
+"""`torchadder reproduce`: the rows of a paper's table, trained one after another."""
+
+from __future__ import annotations
+
+import functools
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import yaml
+
+from torchadder.cli import UserError, nearest
+from torchadder.cli.train import SHORT
+from torchadder.reproduce.plan import SHARED, count, make_plan
+from torchadder.reproduce.tables import TABLES
+
+if TYPE_CHECKING:
+    from jsonargparse import ArgumentParser
+
+    from torchadder.reproduce import Plan
+    from torchadder.reproduce.results import Results
+
+OPTIONS = ("table", "budget", "seeds", "rows", "output")
+_FLAGS = ("-h", "--help", "--list", "--dry-run")
+
+
+def add_arguments(parser: ArgumentParser) -> None:
+    """Declares the options of `torchadder reproduce`."""
+    parser.usage = (
+        "torchadder reproduce TABLE [--budget EPOCHS] [--seeds N] [--rows ROWS] [--output DIR]\n"
+        "                            [--data.source SOURCE] [--KEY VALUE ...] [--dry-run]\n"
+        "       torchadder reproduce --list"
+    )
+    short = ", ".join(f"--{name.replace('_', '-')}" for name in SHORT)
+    parser.epilog = (
+        f"TABLE is one of {', '.join(TABLES)}. The same command goes on where it was interrupted "
+        "or killed: finished rows are skipped, the row at work continues from its last epoch. "
+        "Rows, seeds and budgets may be added to an existing folder; other settings are refused there. "
+        f"Any key of a recipe's sections {', '.join(SHARED)} can be set for all rows, such as "
+        f"--data.source FOLDER or --optimizer.lr 0.05; short forms: {short}. "
+        "Exit code 1: a row failed, the table says which. --debug shows the traceback of an error."
+    )
+    parser.add_argument("--list", action="store_true", help="List the tables and stop.")
+    parser.add_argument("--table", type=str | None, help="The same as TABLE.")
+    parser.add_argument(
+        "--budget",
+        type=str | None,
+        help="Epochs of each row, the same for all; several with commas (5,10,20) make a curve "
+        "(default: the paper's).",
+    )
+    parser.add_argument(
+        "--seeds", type=int, default=1, help="Number of seeds, 0 .. N-1 (default 1)."
+    )
+    parser.add_argument(
+        "--rows",
+        type=str | None,
+        help="Rows to train, with commas; patterns such as 'resnet20_*' are allowed (default: "
+        "all). The teachers they need are trained, too.",
+    )
+    parser.add_argument(
+        "--output", type=str | None, help="Folder of the table (default: runs/reproduce-TABLE)."
+    )
+    parser.add_argument(
+        "--dry-run",
+        action="store_true",
+        help="Show rows, recipes, what is done and measured, and the commands; train nothing.",
+    )
+    parser.add_argument("--overrides", type=dict[str, Any], default={}, help="For internal use.")
+
+
+def rewrite(argv: list[str]) -> list[str]:
+    """Puts TABLE into an option, and the keys of recipes into `--overrides`."""
+    options: list[str] = []
+    positional: list[str] = []
+    overrides: dict[str, Any] = {}
+    position = 0
+    while position < len(argv):
+        argument = argv[position]
+        position += 1
+        if not argument.startswith("-"):
+            positional.append(argument)
+            continue
+        if argument in _FLAGS:
+            options.append(argument)
+            continue
+        name, equals, value = argument.partition("=")
+        name = name.lstrip("-").replace("-", "_")
+        if not equals and position < len(argv):
+            value = argv[position]
+            position += 1
+        elif not equals:
+            raise UserError(f"--{name}: a value is wanted")
+        if name in SHORT or "." in name:
+            overrides[SHORT.get(name, name)] = _value(name, value)
+        else:
+            options.append(f"--{name}={value}")
+    if len(positional) > 1:
+        raise UserError(f"one table is wanted, got {' and '.join(positional)}")
+    options += [f"--table={name}" for name in positional]
+    return [*options, f"--overrides={json.dumps(overrides)}"] if overrides else options
+
+
+def run(args: Any) -> int | None:
+    """Lists the tables, shows a plan, or trains one."""
+    if args.list:
+        width = max(map(len, TABLES))
+        for table in TABLES.values():
+            print(f"{table.name:<{width}}  {table.title}: {count(len(table.rows), 'row')}")
+        return None
+    plan = plan_of(args)
+    if args.dry_run:
+        show(plan)
+        return None
+    from torchadder.reproduce.estimates import estimate, measurements
+    from torchadder.reproduce.running import reproduce
+
+    print(f"{plan.table.title}, to {plan.output}: {estimate(plan, measurements(plan))}", flush=True)
+    results = reproduce(plan, say=functools.partial(print, flush=True))
+    return report(plan, results)
+
+
+def plan_of(args: Any) -> Plan:
+    """The plan that the options ask for.
+
+    Raises:
+        UserError: If an option is missing or wrong.
+    """
+    if args.table is None:
+        raise UserError(f"no table given; one of {', '.join(TABLES)} is wanted")
+    if args.table not in TABLES:
+        hint = nearest(args.table, TABLES) or f"; known are {', '.join(TABLES)}"
+        raise UserError(f"unknown table {args.table!r}{hint}")
+    budgets = None
+    if args.budget is not None:
+        try:
+            budgets = [int(word) for word in args.budget.split(",")]
+        except ValueError:
+            raise UserError(
+                f"--budget = {args.budget!r}: whole numbers of epochs are wanted, such as 5,10,20"
+            ) from None
+    output = args.output if args.output is not None else f"runs/reproduce-{args.table}"
+    return make_plan(
+        TABLES[args.table],
+        Path(output),
+        budgets=budgets,
+        num_seeds=args.seeds,
+        rows=None if args.rows is None else args.rows.split(","),
+        overrides=args.overrides,
+    )
+
+
+def show(plan: Plan) -> None:
+    """Prints rows, recipes, state, measured cost and commands of a plan."""
+    from torchadder.report.page import duration
+    from torchadder.reproduce.estimates import estimate, measurements, seconds_per_epoch
+    from torchadder.reproduce.folder import settle, stage
+
+    settle(plan)
+    measured = measurements(plan)
+    print(f"{plan.table.title}, to {plan.output}\n")
+    rows = [("row", "recipe", "epochs", "seed", "state", "per epoch")]
+    for job in plan.jobs:
+        seconds = seconds_per_epoch(job, measured)
+        rows.append(
+            (
+                job.row.key,
+                job.row.recipe,
+                str(job.epochs),
+                str(job.seed),
+                stage(job.folder, job.epochs),
+                "not measured" if seconds is None else duration(seconds),
+            )
+        )
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    for row in rows:
+        print(
+            "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
+        )
+    print()
+    for job in plan.jobs:
+        print(job.command)
+    print(f"\n{estimate(plan, measured)}")
+
+
+def report(plan: Plan, results: Results) -> int:
+    """Prints the table; the exit code is 1 if a row failed."""
+    from rich.console import Console
+    from rich.markdown import Markdown
+
+    text = (plan.output / "table.md").read_text(encoding="utf-8")
+    Console().print(Markdown(text))
+    print(f"table: {plan.output / 'table.md'}")
+    failed = [run.job.name for run in results.runs if run.stage in ("stopped", "failed")]
+    if failed:
+        words = "; ".join(failed)
+        print(
+            f"{count(len(failed), 'training')} of {len(results.runs)} failed: {words}", flush=True
+        )
+    return int(bool(failed))
+
+
+def _value(name: str, text: str) -> Any:
+    """A value of the command line, as YAML reads it."""
+    try:
+        return yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise UserError(f"--{name} = {text!r}: not a value") from error

@@ -1,0 +1,212 @@
+"""The folder of a table: its settings, who is at work in it, and how far each run has come."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import shutil
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+
+from torchadder.atomic import is_temporary, write_atomically
+from torchadder.reproduce.plan import PLACE, Job, Plan, ReproduceError, difference
+from torchadder.training.recipe import RecipeError, from_dict
+
+SETTINGS = "settings.json"
+
+Stage = Literal["new", "begun", "interrupted", "finished", "stopped"]
+
+# What a run leaves before its first epoch is finished; anything else in a folder is not ours.
+_OF_A_RUN = {"config.yaml", "metrics.csv", "summary.json", "tensorboard", "checkpoints"}
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What was asked for in a folder, over all calls.
+
+    Attributes:
+        table: Name of the table.
+        overrides: Values for dotted keys, without those that only say where to compute.
+        rows: Recipes of the rows, in the table's order.
+        budgets: Epochs, ascending.
+        seeds: Seeds, ascending.
+    """
+
+    table: str
+    overrides: dict[str, Any]
+    rows: list[str]
+    budgets: list[int]
+    seeds: list[int]
+
+
+def read_settings(folder: Path) -> Settings | None:
+    """The settings of a folder; None if no run was begun in it, so that nothing binds the next.
+
+    Raises:
+        ReproduceError: If the file is damaged.
+    """
+    path = folder / SETTINGS
+    if not path.is_file() or not (folder / "runs").is_dir():
+        return None
+    try:
+        return Settings(**json.loads(path.read_text(encoding="utf-8")))
+    except (ValueError, TypeError) as error:
+        raise ReproduceError(f"{path}: damaged: {' '.join(str(error).split())}") from error
+
+
+def settle(plan: Plan) -> Settings:
+    """The settings of the plan's folder with those of the plan added, after all checks.
+
+    A folder holds one table with one set of settings. Rows, budgets and seeds may be added.
+
+    Raises:
+        ReproduceError: If the folder belongs to something else, or its table or one of its runs
+            has other settings. Nothing was written then.
+    """
+    output = plan.output
+    found = read_settings(output)
+    wanted = {key: value for key, value in plan.overrides.items() if key not in PLACE}
+    if found is None:
+        if output.exists() and (not output.is_dir() or _holds_files(output)):
+            raise ReproduceError(
+                f"output {str(output)!r} exists and holds no table; nothing in it is overwritten: "
+                "choose another folder"
+            )
+        found = Settings(plan.table.name, wanted, [], [], [])
+    if found.table != plan.table.name:
+        raise _changed(output, f"the table is {found.table!r} there and {plan.table.name!r} now")
+    for key in sorted(found.overrides.keys() | wanted.keys()):
+        then, now = (
+            repr(values[key]) if key in values else "the recipe's own"
+            for values in (found.overrides, wanted)
+        )
+        if then != now:
+            raise _changed(output, f"{key} is {then} there and {now} now")
+    for job in plan.jobs:
+        _check_run(job, output)
+    order = [row.recipe for row in plan.table.rows]
+    rows = {row.recipe for row in plan.rows} | set(found.rows)
+    return Settings(
+        table=plan.table.name,
+        overrides=wanted,
+        rows=[recipe for recipe in order if recipe in rows],
+        budgets=sorted({*found.budgets, *plan.budgets}),
+        seeds=sorted({*found.seeds, *plan.seeds}),
+    )
+
+
+def write_settings(folder: Path, settings: Settings) -> None:
+    """Writes the settings; the file is whole at any time."""
+    write_atomically(folder / SETTINGS, json.dumps(vars(settings), indent=2) + "\n")
+
+
+@contextlib.contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Keeps every other process from working in the same folder.
+
+    The lock is the system's and ends with the process, however that ends.
+
+    Raises:
+        ReproduceError: If another process is at work there.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / ".lock").open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise ReproduceError(
+                f"output {str(folder)!r}: another torchadder reproduce is at work there"
+            ) from error
+        yield
+
+
+def stage(folder: Path, epochs: int) -> Stage:
+    """How far a run of so many epochs has come.
+
+    Returns:
+        "new": nothing is there; "begun": no epoch was finished; "interrupted": some epochs were;
+        "finished"; or "stopped": a number was not finite, which a repetition would only repeat.
+    """
+    if not folder.is_dir() or not any(folder.iterdir()):
+        return "new"
+    summary = read_summary(folder)
+    status = str(summary.get("status", ""))
+    if status == "finished" and summary.get("epochs") == epochs:
+        return "finished"
+    if status.startswith("stopped"):
+        return "stopped"
+    checkpoint = folder / "checkpoints" / "last.ckpt"
+    if not checkpoint.is_file():
+        return "begun"
+    return "finished" if _epochs_in(checkpoint) >= epochs else "interrupted"
+
+
+def read_summary(folder: Path) -> dict[str, Any]:
+    """A run's `summary.json`; empty if there is none, or it was cut short."""
+    try:
+        values = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
+    except (FileNotFoundError, ValueError):
+        return {}
+    return values if isinstance(values, dict) else {}
+
+
+def clear(folder: Path) -> None:
+    """Removes a run that was killed before its first epoch was finished.
+
+    Raises:
+        ReproduceError: If the folder holds something that no run writes.
+    """
+    _refuse_strangers(folder)
+    shutil.rmtree(folder)
+
+
+def _check_run(job: Job, output: Path) -> None:
+    """Refuses a run folder that holds another run, or no run at all."""
+    if stage(job.folder, job.epochs) in ("new", "begun"):
+        if job.folder.is_dir():
+            _refuse_strangers(job.folder)
+        return
+    config = job.folder / "config.yaml"
+    try:
+        values = yaml.safe_load(config.read_text(encoding="utf-8"))
+        found = from_dict(values, str(config))
+    except (OSError, yaml.YAMLError, RecipeError) as error:
+        raise _changed(output, f"{config} cannot be read: {error}") from error
+    changed = difference(job.recipe, found)
+    if changed:
+        raise _changed(output, f"{changed} ({config})")
+
+
+def _refuse_strangers(folder: Path) -> None:
+    for path in sorted(folder.iterdir()):
+        if path.name not in _OF_A_RUN and not is_temporary(path):
+            raise ReproduceError(
+                f"{str(folder)!r} holds {path.name!r}, which no run wrote; nothing was overwritten"
+            )
+
+
+def _changed(output: Path, what: str) -> ReproduceError:
+    return ReproduceError(
+        f"output {str(output)!r} holds a table with other settings: {what}; nothing was "
+        "overwritten: choose another folder"
+    )
+
+
+def _holds_files(folder: Path) -> bool:
+    """Whether there is anything but what a call writes before its first run."""
+    return any(
+        path.name not in (".lock", SETTINGS) and not is_temporary(path) for path in folder.iterdir()
+    )
+
+
+def _epochs_in(checkpoint: Path) -> int:
+    """Finished epochs that a training state knows of."""
+    from torchadder.training.checkpoint_io import read_state
+
+    state = read_state(checkpoint)
+    return int(state["loops"]["fit_loop"]["epoch_progress"]["current"]["processed"])

@@ -1,0 +1,237 @@
+"""From a table to trainings: rows x budgets x seeds, each with its recipe, folder and command.
+
+A plan says what is to be trained and where; nothing here looks at the disk or trains.
+"""
+
+from __future__ import annotations
+
+import fnmatch
+import shlex
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torchadder import recipes
+from torchadder.reproduce.tables import Row, Table
+from torchadder.training.recipe import Recipe, keys, suggest
+
+SHARED = ("data", "optimizer", "schedule", "trainer")
+"""Sections of a recipe that may be changed for all rows of a table; the others make the rows."""
+
+PLACE = frozenset(
+    f"trainer.{key}" for key in ("accelerator", "devices", "threads") if f"trainer.{key}" in keys()
+)
+"""Keys that say where a run computes, not what: they may differ from one call to the next."""
+
+
+class ReproduceError(ValueError):
+    """A table that cannot be trained as asked; the message names the value and what is wanted."""
+
+
+@dataclass(frozen=True, eq=False)
+class Job:
+    """One training of a table.
+
+    Attributes:
+        row: The row it belongs to.
+        epochs: Its budget.
+        seed: Its seed.
+        recipe: What is trained.
+        folder: Its run folder.
+        teacher: Run folder of the net that teaches it; None for none.
+        command: The same by hand.
+    """
+
+    row: Row
+    epochs: int
+    seed: int
+    recipe: Recipe
+    folder: Path
+    teacher: Path | None
+    command: str
+
+    @property
+    def name(self) -> str:
+        """Row, budget and seed in words."""
+        return f"{self.row.key}, {count(self.epochs, 'epoch')}, seed {self.seed}"
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a call is to train.
+
+    Attributes:
+        table: The table.
+        output: Folder of the table.
+        rows: Rows to train, in the table's order, teachers of wanted rows included.
+        budgets: Epochs, ascending.
+        seeds: Seeds.
+        overrides: Values for dotted keys of every recipe.
+        jobs: The trainings in the order in which they are done.
+    """
+
+    table: Table
+    output: Path
+    rows: tuple[Row, ...]
+    budgets: tuple[int, ...]
+    seeds: tuple[int, ...]
+    overrides: dict[str, Any]
+    jobs: tuple[Job, ...]
+
+
+def make_plan(
+    table: Table,
+    output: Path,
+    *,
+    budgets: Sequence[int] | None = None,
+    num_seeds: int = 1,
+    rows: Sequence[str] | None = None,
+    overrides: Mapping[str, Any] | None = None,
+) -> Plan:
+    """Turns a table into trainings.
+
+    All rows are trained on the same images with the same budget, order and augmentation: these are
+    functions of the section `data`, the epochs and the seed, which the rows of a table share.
+    Smaller budgets come first, and within a budget one seed after the other, so that an
+    unfinished table is as complete as it can be.
+
+    Args:
+        table: The table.
+        output: Folder of the table.
+        budgets: Epochs of each row; several make a curve. None takes the table's own.
+        num_seeds: Seeds 0 .. `num_seeds` - 1.
+        rows: Keys or patterns (`resnet20_*`) of the rows wanted; None takes all. Rows whose nets
+            teach a wanted row are added.
+        overrides: Values for dotted keys in the sections `SHARED`.
+
+    Raises:
+        ReproduceError: On a budget or number of seeds below 1, an unknown row, or a key that the
+            rows do not share.
+        RecipeError: On an unknown key or a value of the wrong type or out of range.
+    """
+    overrides = dict(overrides or {})
+    check_overrides(overrides)
+    chosen = sorted(set([table.epochs] if budgets is None else budgets))
+    if not chosen or chosen[0] < 1:
+        raise ReproduceError(f"budget = {', '.join(map(str, chosen))}: epochs >= 1 are wanted")
+    if num_seeds < 1:
+        raise ReproduceError(f"seeds = {num_seeds}: at least 1 is wanted")
+    wanted = choose_rows(table, rows)
+    jobs = tuple(
+        make_job(row, output, epochs, seed, overrides)
+        for epochs in chosen
+        for seed in range(num_seeds)
+        for row in wanted
+    )
+    return Plan(table, output, wanted, tuple(chosen), tuple(range(num_seeds)), overrides, jobs)
+
+
+def make_job(row: Row, output: Path, epochs: int, seed: int, overrides: dict[str, Any]) -> Job:
+    """The training of one row with one budget and seed."""
+    own = {"epochs": epochs, "seed": seed}
+    teacher = None
+    if row.teacher is not None:
+        teacher = run_folder(output, row.teacher, epochs, seed)
+        own["distill.teacher_checkpoint"] = str(teacher / "checkpoints" / "last.safetensors")
+    recipe = recipes.load(row.recipe, overrides | own)
+    folder = run_folder(output, row.recipe, epochs, seed)
+    options = [f"--{key}={_spell(value)}" for key, value in (own | overrides).items()]
+    command = shlex.join(["torchadder", "train", row.recipe, *options, f"--output={folder}"])
+    return Job(row, epochs, seed, recipe, folder, teacher, command)
+
+
+def run_folder(output: Path, recipe: str, epochs: int, seed: int) -> Path:
+    """Where the run of a row lies."""
+    return output / "runs" / f"{recipe}-{epochs}-epochs-seed-{seed}"
+
+
+def choose_rows(table: Table, patterns: Sequence[str] | None) -> tuple[Row, ...]:
+    """The rows that match one of the patterns, and the teachers they need.
+
+    Raises:
+        ReproduceError: If a pattern matches no row.
+    """
+    if patterns is None:
+        return table.rows
+    found: set[str] = set()
+    for pattern in patterns:
+        matches = [
+            row
+            for row in table.rows
+            if fnmatch.fnmatchcase(row.key, pattern) or fnmatch.fnmatchcase(row.recipe, pattern)
+        ]
+        if not matches:
+            known = ", ".join(row.key for row in table.rows)
+            raise ReproduceError(f"rows: {table.name} has no row {pattern!r}; it has {known}")
+        found |= {row.recipe for row in matches}
+        found |= {row.teacher for row in matches if row.teacher is not None}
+    return tuple(row for row in table.rows if row.recipe in found)
+
+
+def check_overrides(overrides: Mapping[str, Any]) -> None:
+    """Refuses keys that no recipe has, or that make the difference between the rows.
+
+    Raises:
+        ReproduceError: Naming the first such key.
+    """
+    known = keys()
+    for key, value in overrides.items():
+        if key not in known:
+            raise ReproduceError(f"unknown key {key}{suggest(key)}")
+        section, dot, _ = key.partition(".")
+        if section not in SHARED or not dot:
+            raise ReproduceError(
+                f"{key} = {value!r}: this differs between the rows of a table; keys of "
+                f"{', '.join(SHARED)} can be changed for all of them"
+            )
+    devices = overrides.get("trainer.devices", 1)
+    if devices not in (1, "1"):
+        raise ReproduceError(
+            f"trainer.devices = {devices!r}: reproduce trains in one process; run the commands "
+            "that --dry-run prints as you like, then call reproduce to make the table of them"
+        )
+
+
+def difference(planned: Recipe, found: Recipe) -> str | None:
+    """The first setting in which two recipes differ, in words; None if they train the same.
+
+    The place of the computation (`PLACE`) does not count, nor does the path of a teacher: it is
+    the run folder of the teacher's row wherever the table lies.
+    """
+    now, then = flatten(planned.to_dict()), flatten(found.to_dict())
+    for key in sorted((now.keys() | then.keys()) - PLACE - {"distill.teacher_checkpoint"}):
+        if now.get(key) != then.get(key):
+            return f"{key} is {then.get(key)!r} there and {now.get(key)!r} now"
+    return None
+
+
+def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested values with dotted keys.
+
+    >>> flatten({"epochs": 3, "optimizer": {"lr": 0.1}})
+    {'epochs': 3, 'optimizer.lr': 0.1}
+    """
+    flat = {}
+    for key, value in values.items():
+        if isinstance(value, dict):
+            flat |= flatten(value, f"{prefix}{key}.")
+        else:
+            flat[f"{prefix}{key}"] = value
+    return flat
+
+
+def count(number: int, noun: str) -> str:
+    """A number of things.
+
+    >>> count(1, "epoch"), count(5, "epoch")
+    ('1 epoch', '5 epochs')
+    """
+    return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"
+
+
+def _spell(value: Any) -> str:
+    """A value as the command line takes it."""
+    return (
+        "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
+    )

@@ -1,0 +1,267 @@
+"""What the runs of a table have measured: accuracies by row and budget, operations, hardware."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import torchadder
+from torchadder import energy
+from torchadder.checkpoint import CheckpointError, read_info
+from torchadder.reproduce.folder import Stage, read_summary, stage
+from torchadder.reproduce.plan import Job
+from torchadder.reproduce.tables import Row, Table
+from torchadder.training.callbacks import read_metrics
+
+
+@dataclass(frozen=True)
+class Run:
+    """What one training has come to.
+
+    Attributes:
+        job: The training.
+        stage: How far it is, see `folder.stage`, or "failed".
+        reason: Why it stopped or failed; empty otherwise.
+        epochs: Finished epochs.
+        metrics: The last row of its `metrics.csv`; accuracies are shares.
+        best_accuracy: Highest validation accuracy of any epoch, a share; None before the first.
+        seconds: Seconds per epoch, the mean; None before the first.
+        summary: Its `summary.json`; empty if there is none.
+    """
+
+    job: Job
+    stage: Stage | str
+    reason: str
+    epochs: int
+    metrics: dict[str, float]
+    best_accuracy: float | None
+    seconds: float | None
+    summary: dict[str, Any]
+
+    @property
+    def accuracy(self) -> float | None:
+        """Validation accuracy of the last epoch in percent; None unless the run is finished."""
+        return self._percent("val_accuracy")
+
+    @property
+    def top5(self) -> float | None:
+        """The same for the five most probable classes."""
+        return self._percent("val_top5")
+
+    @property
+    def teacher_accuracy(self) -> float | None:
+        """The same for the teacher."""
+        return self._percent("teacher_val_accuracy")
+
+    def _percent(self, column: str) -> float | None:
+        if self.stage != "finished" or column not in self.metrics:
+            return None
+        return 100 * self.metrics[column]
+
+
+def read_run(job: Job, failure: str = "") -> Run:
+    """Reads what a run left.
+
+    Args:
+        job: The training.
+        failure: Why it failed in this call; empty if it did not.
+    """
+    path = job.folder / "metrics.csv"
+    rows = read_metrics(path) if path.is_file() else []
+    summary = read_summary(job.folder)
+    accuracies = [row["val_accuracy"] for row in rows if "val_accuracy" in row]
+    found = stage(job.folder, job.epochs)
+    reason = failure
+    if found == "stopped":
+        reason = str(summary["status"]).removeprefix("stopped: ")
+    return Run(
+        job=job,
+        stage="failed" if failure and found != "stopped" else found,
+        reason=reason,
+        epochs=len(rows),
+        metrics=rows[-1] if rows else {},
+        best_accuracy=max(accuracies) if accuracies else None,
+        seconds=statistics.fmean(row["seconds"] for row in rows) if rows else None,
+        summary=summary,
+    )
+
+
+@dataclass(frozen=True)
+class Spread:
+    """Mean and spread of a figure over seeds.
+
+    Attributes:
+        values: The figures, one a seed.
+    """
+
+    values: tuple[float, ...]
+
+    @property
+    def mean(self) -> float:
+        """Their mean."""
+        return statistics.fmean(self.values)
+
+    @property
+    def deviation(self) -> float | None:
+        """Their sample standard deviation (divided by n - 1); None for a single figure."""
+        return statistics.stdev(self.values) if len(self.values) > 1 else None
+
+
+@dataclass(frozen=True)
+class Arithmetic:
+    """Operations of one image and their energy, see `torchadder.energy`."""
+
+    num_mul: int
+    num_add: int
+    energy_pj: float
+
+
+@dataclass(frozen=True)
+class Line:
+    """A row of the table at one budget.
+
+    Attributes:
+        row: The row.
+        epochs: The budget.
+        runs: Its trainings, one a seed.
+        gain: Accuracy above that of the baseline in points, seed by seed; None without either.
+        arithmetic: Operations and energy; None before a run is finished.
+    """
+
+    row: Row
+    epochs: int
+    runs: tuple[Run, ...]
+    gain: Spread | None = None
+    arithmetic: Arithmetic | None = None
+
+    def spread(self, name: str) -> Spread | None:
+        """`accuracy`, `top5`, `teacher_accuracy` or `seconds` over the finished runs."""
+        finished = [run for run in self.runs if run.stage == "finished"]
+        values = [getattr(run, name) for run in finished]
+        known = tuple(value for value in values if value is not None)
+        return Spread(known) if known else None
+
+    @property
+    def difference(self) -> float | None:
+        """Mean accuracy minus the printed one, in points; None without either."""
+        accuracy = self.spread("accuracy")
+        if accuracy is None or self.row.printed is None:
+            return None
+        return accuracy.mean - self.row.printed.accuracy
+
+    @property
+    def num_finished(self) -> int:
+        """Number of finished runs."""
+        return sum(run.stage == "finished" for run in self.runs)
+
+    @property
+    def status(self) -> str:
+        """`finished`, `3 of 5 seeds`, `not begun`, or why runs failed."""
+        failures = [run for run in self.runs if run.stage in ("stopped", "failed")]
+        if failures:
+            seeds = ", ".join(str(run.job.seed) for run in failures)
+            return f"seed {seeds} {failures[0].stage}: {failures[0].reason}"
+        if self.num_finished == len(self.runs):
+            return "finished"
+        if not any(run.epochs for run in self.runs):
+            return "not begun"
+        return f"{self.num_finished} of {len(self.runs)} seeds finished"
+
+
+@dataclass(frozen=True)
+class Results:
+    """A table as far as it is measured.
+
+    Attributes:
+        table: The table.
+        lines: One for each row and budget, budgets ascending.
+        overrides: Values that all rows share beside their recipes.
+    """
+
+    table: Table
+    lines: tuple[Line, ...]
+    overrides: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def budgets(self) -> list[int]:
+        """Budgets, ascending."""
+        return sorted({line.epochs for line in self.lines})
+
+    @property
+    def runs(self) -> list[Run]:
+        """All runs."""
+        return [run for line in self.lines for run in line.runs]
+
+    def at(self, epochs: int) -> list[Line]:
+        """The lines of one budget."""
+        return [line for line in self.lines if line.epochs == epochs]
+
+
+def collect(
+    table: Table,
+    jobs: Sequence[Job],
+    *,
+    failures: Mapping[Path, str] | None = None,
+    overrides: Mapping[str, Any] | None = None,
+) -> Results:
+    """Reads all runs of a table.
+
+    Args:
+        table: The table.
+        jobs: Its trainings.
+        failures: Run folder and reason of those that failed in this call.
+        overrides: Values that all rows share beside their recipes.
+    """
+    failures = failures or {}
+    found: dict[tuple[int, str], list[Run]] = {}
+    for job in jobs:
+        run = read_run(job, failures.get(job.folder, ""))
+        found.setdefault((job.epochs, job.row.recipe), []).append(run)
+    lines = []
+    counted: dict[str, Arithmetic | None] = {}
+    for epochs in sorted({epochs for epochs, _ in found}):
+        for row in table.rows:
+            runs = found.get((epochs, row.recipe))
+            if runs is None:
+                continue
+            baseline = found.get((epochs, row.baseline), []) if row.baseline else []
+            if counted.get(row.recipe) is None:
+                counted[row.recipe] = count_arithmetic(runs)
+            lines.append(Line(row, epochs, tuple(runs), gain(runs, baseline), counted[row.recipe]))
+    return Results(table, tuple(lines), dict(overrides or {}))
+
+
+def gain(runs: Sequence[Run], baseline: Sequence[Run]) -> Spread | None:
+    """Differences of accuracy in points, taken seed by seed: order and augmentation are shared."""
+    of_baseline = {run.job.seed: run.accuracy for run in baseline}
+    differences = []
+    for run in runs:
+        other = of_baseline.get(run.job.seed)
+        if run.accuracy is not None and other is not None:
+            differences.append(run.accuracy - other)
+    return Spread(tuple(differences)) if differences else None
+
+
+def count_arithmetic(runs: Sequence[Run]) -> Arithmetic | None:
+    """Operations of one image, counted in the net of the first finished run; None if there is none.
+
+    The images' size is kept with the weights.
+    """
+    for run in runs:
+        path = run.job.folder / "checkpoints" / "last.safetensors"
+        if run.stage != "finished" or not path.is_file():
+            continue
+        try:
+            preprocess = read_info(path).metadata["preprocess"]
+            model = torchadder.load(path).eval()
+        except CheckpointError:
+            continue
+        shape = [preprocess[key] for key in ("channels", "height", "width")]
+        report = energy.count(model, torch.zeros(1, *shape))
+        return Arithmetic(report.num_mul, report.num_add, report.energy_pj)
+    return None

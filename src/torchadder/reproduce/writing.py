@@ -1,0 +1,245 @@
+"""The table as CSV and Markdown. Numbers come from `results`; nothing is measured here."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from torchadder.atomic import write_atomically
+from torchadder.energy.report import short_number
+from torchadder.provenance import provenance
+from torchadder.report.page import duration, energy
+from torchadder.reproduce.plan import count
+from torchadder.reproduce.results import Line, Results, Run, Spread
+
+NONE = "-"
+
+
+def write_csv(folder: Path, results: Results) -> None:
+    """Writes `table.csv`, one line for each row and budget, and `runs.csv`, one for each run.
+
+    Accuracies and differences are in percent and percentage points, energy in pJ; what is not
+    known is empty.
+    """
+    lines = [_line_values(results, line) for line in results.lines]
+    write_atomically(folder / "table.csv", _csv(lines))
+    write_atomically(folder / "runs.csv", _csv([_run_values(run) for run in results.runs]))
+
+
+def write_markdown(folder: Path, results: Results, command: str | None = None) -> None:
+    """Writes `table.md`: one table for each budget, the settings, and where the numbers come from.
+
+    Args:
+        folder: Where to.
+        results: What was measured.
+        command: The command to state; None states that of this process.
+    """
+    write_atomically(folder / "table.md", markdown(results, provenance(command)))
+
+
+def markdown(results: Results, origin: dict[str, Any]) -> str:
+    """The page that `write_markdown` writes; `origin` is what `provenance` gives."""
+    table = results.table
+    parts = [f"# {table.title}", *_settings(results)]
+    for epochs in results.budgets:
+        parts.append(f"## {count(epochs, 'epoch')}")
+        parts.append(_markdown_table(results.at(epochs)))
+    parts += [
+        "Accuracy is that on the validation images after the last epoch, in percent: mean and "
+        "sample standard deviation over the seeds. No epoch was chosen by it. *Gain* is the "
+        "difference to the row it names, taken seed by seed, in points. Operations and energy are "
+        "those of one image (45 nm, fp32); seconds are those of one epoch of training.",
+        *([table.note] if table.note else []),
+        *_failures(results),
+        _origin(results, origin),
+    ]
+    return "\n\n".join(parts) + "\n"
+
+
+def _settings(results: Results) -> list[str]:
+    """What all rows share, in one paragraph."""
+    recipe = results.lines[0].runs[0].job.recipe
+    data, optimizer, schedule = recipe.data, recipe.optimizer, recipe.schedule
+    seeds = sorted({run.job.seed for run in results.runs})
+    budgets = ", ".join(str(epochs) for epochs in results.budgets)
+    text = (
+        f"Budget: {budgets} epochs (by default {results.table.epochs}). "
+        f"Seeds: {', '.join(map(str, seeds))}. Data: {data.source}, batches of {data.batch_size}, "
+        f"augmentation {data.augment!r}. All rows see the same images in the same order with the "
+        f"same augmentation; it depends on the seed alone. SGD, rate {optimizer.lr:g}, "
+        f"{schedule.name} by {schedule.interval}, momentum {optimizer.momentum:g}, weight decay "
+        f"{optimizer.weight_decay:g}."
+    )
+    changed = ", ".join(f"{key} {value}" for key, value in results.overrides.items())
+    return [text, *([f"Changed for all rows: {changed}."] if changed else [])]
+
+
+def _markdown_table(lines: Sequence[Line]) -> str:
+    with_top5 = any(line.row.recipe.startswith("imagenet") for line in lines)
+    header = ["row", "accuracy", "printed", "difference", "gain", "teacher", "seeds"]
+    header += ["mul", "add", "energy", "s/epoch"]
+    if with_top5:
+        header.insert(2, "top-5")
+    rows = [header, ["---"] + ["---:"] * (len(header) - 1)]
+    groups = list(dict.fromkeys(line.row.group for line in lines))
+    for line in lines:
+        row, sums = line.row, line.arithmetic
+        name = f"{row.group}, {row.label}" if len(groups) > 1 else row.label
+        cells = [
+            name,
+            _plus_minus(line.spread("accuracy")),
+            NONE if row.printed is None else f"{row.printed.accuracy:g}",
+            NONE if line.difference is None else _signed(line.difference),
+            _gain(line),
+            _plus_minus(line.spread("teacher_accuracy")),
+            f"{line.num_finished}/{len(line.runs)}",
+            NONE if sums is None else short_number(sums.num_mul),
+            NONE if sums is None else short_number(sums.num_add),
+            NONE if sums is None else energy(sums.energy_pj),
+            _seconds(line.spread("seconds")),
+        ]
+        if with_top5:
+            cells.insert(2, _plus_minus(line.spread("top5")))
+        rows.append(cells)
+    text = "\n".join(f"| {' | '.join(cells)} |" for cells in rows)
+    named = {line.row.baseline for line in lines if line.gain is not None}
+    if named:
+        labels = {line.row.recipe: line.row.label for line in lines}
+        baselines = dict.fromkeys(labels.get(name or "", name) for name in sorted(map(str, named)))
+        text += f"\n\nGains are over the row {' or '.join(map(str, baselines))} of the same net."
+    return text
+
+
+def _gain(line: Line) -> str:
+    if line.gain is None:
+        return NONE
+    text = _signed(line.gain.mean)
+    if line.gain.deviation is not None:
+        text += f" ± {line.gain.deviation:.2f}"
+    return text
+
+
+def _failures(results: Results) -> list[str]:
+    lines = [
+        f"* {run.job.name}: {run.stage} after {count(run.epochs, 'epoch')}: {run.reason}"
+        for run in results.runs
+        if run.stage in ("stopped", "failed")
+    ]
+    return ["Rows that failed:\n\n" + "\n".join(lines)] if lines else []
+
+
+def _origin(results: Results, origin: dict[str, Any]) -> str:
+    """When, by what and on what the table was made."""
+    machines = dict.fromkeys(
+        _machine(run.summary["hardware"]) for run in results.runs if "hardware" in run.summary
+    )
+    seconds = sum(run.epochs * (run.seconds or 0) for run in results.runs)
+    versions = ", ".join(f"{name} {version}" for name, version in origin["versions"].items())
+    lines = [
+        f"* `{origin['command']}`, {origin['date']}",
+        f"* {versions}",
+        f"* trained on {'; '.join(machines) or 'nothing yet'}; {duration(seconds)} in all",
+    ]
+    printed = dict.fromkeys(line.row.printed.source for line in results.lines if line.row.printed)
+    lines += [f"* printed figures: {source}" for source in printed]
+    return "\n".join(lines)
+
+
+def _machine(hardware: dict[str, Any]) -> str:
+    device = str(hardware.get("device", "cpu"))
+    if device.startswith("cuda"):
+        return f"{hardware.get('num_devices', 1)} x {hardware.get('gpu')}"
+    threads = count(int(hardware.get("torch_threads", 1)), "thread")
+    return f"{hardware.get('cpu')} ({hardware.get('instruction_set')}, {threads})"
+
+
+def _line_values(results: Results, line: Line) -> dict[str, Any]:
+    row, sums = line.row, line.arithmetic
+    accuracy, best = line.spread("accuracy"), line.spread("best_accuracy")
+    top5, teacher = line.spread("top5"), line.spread("teacher_accuracy")
+    seconds = line.spread("seconds")
+    return {
+        "table": results.table.name,
+        "net": row.group,
+        "row": row.key,
+        "label": row.label,
+        "recipe": row.recipe,
+        "epochs": line.epochs,
+        "seeds": len(line.runs),
+        "finished": line.num_finished,
+        "accuracy": accuracy and accuracy.mean,
+        "accuracy_deviation": accuracy and accuracy.deviation,
+        "accuracy_lowest": accuracy and min(accuracy.values),
+        "accuracy_highest": accuracy and max(accuracy.values),
+        "best_accuracy": best and 100 * best.mean,
+        "top5": top5 and top5.mean,
+        "printed": row.printed and row.printed.accuracy,
+        "difference": line.difference,
+        "baseline": row.baseline,
+        "gain": line.gain and line.gain.mean,
+        "gain_deviation": line.gain and line.gain.deviation,
+        "teacher_accuracy": teacher and teacher.mean,
+        "num_mul": sums and sums.num_mul,
+        "num_add": sums and sums.num_add,
+        "energy_pj": sums and sums.energy_pj,
+        "seconds_per_epoch": seconds and seconds.mean,
+        "status": line.status,
+    }
+
+
+def _run_values(run: Run) -> dict[str, Any]:
+    hardware = run.summary.get("hardware", {})
+    return {
+        "row": run.job.row.key,
+        "recipe": run.job.row.recipe,
+        "epochs": run.job.epochs,
+        "seed": run.job.seed,
+        "status": run.stage if not run.reason else f"{run.stage}: {run.reason}",
+        "finished_epochs": run.epochs,
+        "accuracy": run.accuracy,
+        "best_accuracy": None if run.best_accuracy is None else 100 * run.best_accuracy,
+        "top5": run.top5,
+        "teacher_accuracy": run.teacher_accuracy,
+        "train_accuracy": _percent(run.metrics.get("train_accuracy")),
+        "val_loss": run.metrics.get("val_loss"),
+        "seconds_per_epoch": run.seconds,
+        "date": run.summary.get("date"),
+        "device": hardware.get("gpu") or hardware.get("cpu"),
+        "threads": hardware.get("torch_threads"),
+        "torch": run.summary.get("versions", {}).get("torch"),
+        "torchadder": run.summary.get("versions", {}).get("torchadder"),
+    }
+
+
+def _csv(rows: Sequence[dict[str, Any]]) -> str:
+    buffer = io.StringIO()
+    writer = csv.DictWriter(buffer, list(rows[0]), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows({key: _plain(value) for key, value in row.items()} for row in rows)
+    return buffer.getvalue()
+
+
+def _plain(value: Any) -> Any:
+    return "" if value is None else f"{value:.6g}" if isinstance(value, float) else value
+
+
+def _percent(share: float | None) -> float | None:
+    return None if share is None else 100 * share
+
+
+def _plus_minus(spread: Spread | None) -> str:
+    if spread is None:
+        return NONE
+    deviation = "" if spread.deviation is None else f" ± {spread.deviation:.2f}"
+    return f"{spread.mean:.2f}{deviation}"
+
+
+def _signed(points: float) -> str:
+    return f"{points:+.2f}".replace("-", "\N{MINUS SIGN}")
+
+
+def _seconds(spread: Spread | None) -> str:
+    return NONE if spread is None else f"{spread.mean:.3g}"
