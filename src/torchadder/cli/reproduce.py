@@ -35,7 +35,7 @@ def add_arguments(parser: ArgumentParser) -> None:
     parser.epilog = (
         f"TABLE is one of {', '.join(TABLES)}. The same command goes on where it was interrupted "
         "or killed: finished rows are skipped, the row at work continues from its last epoch. "
-        "Rows, seeds and budgets may be added to an existing folder; other settings are refused there. "
+        "Rows, seeds and budgets may be added to an existing folder; other settings are refused. "
         f"Any key of a recipe's sections {', '.join(SHARED)} can be set for all rows, such as "
         f"--data.source FOLDER or --optimizer.lr 0.05; short forms: {short}. "
         "Exit code 1: a row failed, the table says which. --debug shows the traceback of an error."
