@@ -120,10 +120,12 @@ class RunState(Callback):
 
     Args:
         recipe: The recipe as plain values.
+        division: How the images of an epoch were divided, as plain values.
     """
 
-    def __init__(self, recipe: dict[str, Any]) -> None:
+    def __init__(self, recipe: dict[str, Any], division: dict[str, int]) -> None:
         self.recipe = recipe
+        self.division = division
         self._restored: dict[str, Any] | None = None
 
     def state_dict(self) -> dict[str, Any]:
@@ -143,13 +145,14 @@ class RunState(Callback):
             return
         torch.set_rng_state(self._restored["cpu"])
         if torch.cuda.is_available() and "cuda" in self._restored:
-            torch.cuda.set_rng_state_all(self._restored["cuda"])
+            torch.cuda.set_rng_state_all(self._restored["cuda"][: torch.cuda.device_count()])
 
     def on_save_checkpoint(
         self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
     ) -> None:
-        """Adds the recipe, so that a checkpoint cannot go on under another one."""
+        """Adds what a checkpoint must have in common with the run that goes on from it."""
         checkpoint["recipe"] = self.recipe
+        checkpoint["division"] = self.division
 
 
 class BestAndLast(ModelCheckpoint):

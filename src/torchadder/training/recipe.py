@@ -25,7 +25,8 @@ class DataConfig:
     Args:
         source: "mnist" (5,000 digits, offline), a folder of parquet files, a folder of images in
             one sub-folder per class, or the id of a data set on the Hugging Face hub.
-        batch_size: Images per optimizer step and device (times `trainer.accumulate`).
+        batch_size: Images of a batch, all processes together; a multiple of their number. An
+            optimizer step uses `trainer.accumulate` batches.
         augment: Random changes of the training images: "none", "crop" (zero padding of 1/8 of the
             side, then a crop of the old size), "crop_flip" (the same and a mirror image half of
             the time), or "resized_crop_flip" (a random part resized to `image_size`: large images).
@@ -223,7 +224,8 @@ class TrainerConfig:
 
     Args:
         accelerator: "auto", "cpu", "cuda", "mps" ...
-        devices: Number of devices, or "auto".
+        devices: Number of devices of this machine, a process for each; "auto": all its GPUs, or
+            the CPU. Where torchrun starts the processes, it decides.
         precision: "32-true", "bf16-mixed", "16-mixed", "64-true" ...
         accumulate: Batches whose gradients are summed before a step.
         gradient_clip: Largest norm of the whole gradient; null: no limit.
@@ -231,6 +233,8 @@ class TrainerConfig:
         limit_val_batches: Number (int) or share (float) of the validation batches.
         threads: Threads of torch on the CPU; null leaves the number as it is.
         deterministic: Refuse operators without a deterministic form (matters on GPUs only).
+        sync_batchnorm: Take batch norm's statistics over the batch of all processes.
+        timeout: Seconds that processes wait for each other before they give up.
     """
 
     accelerator: str = "auto"
@@ -242,6 +246,8 @@ class TrainerConfig:
     limit_val_batches: int | float = 1.0
     threads: int | None = None
     deterministic: bool = False
+    sync_batchnorm: bool = False
+    timeout: float = 1800.0
 
 
 @dataclass
@@ -346,6 +352,13 @@ class Recipe:
             trainer.threads,
             "at least 1",
         )
+        _require(
+            trainer.devices == -1 or not isinstance(trainer.devices, int) or trainer.devices >= 1,
+            "trainer.devices",
+            trainer.devices,
+            "at least 1, or auto",
+        )
+        _require(trainer.timeout > 0, "trainer.timeout", trainer.timeout, "a positive number")
         self.distill = _complete(self.method, self.distill)
         self._check_distill()
         self._check_lp_and_slac()

@@ -17,10 +17,9 @@ import os
 import resource
 import signal
 import sys
-import threading
 import time
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -35,12 +34,14 @@ from torch import nn
 
 import torchadder
 from torchadder import models
+from torchadder.atomic import is_temporary, remove_temporaries, write_atomically
 from torchadder.checkpoint import CheckpointError, load_into
-from torchadder.data import ImageData
+from torchadder.data import BatchPlan, ImageData
 from torchadder.distill import Distiller, find_method, options_of, share_initial_values
 from torchadder.lp import ExponentSchedule, set_exponent_
 from torchadder.provenance import provenance
 from torchadder.tasks import Classification, Distillation, Ramp
+from torchadder.training import distributed
 from torchadder.training.callbacks import (
     Bar,
     BestAndLast,
@@ -48,13 +49,19 @@ from torchadder.training.callbacks import (
     MetricsTable,
     NonFiniteGuard,
     RunState,
+    read_metrics,
 )
 from torchadder.training.checkpoint_io import SafetensorsCheckpointIO, read_state
 from torchadder.training.exponent import ExponentFall
 from torchadder.training.recipe import ModelConfig, Recipe, RecipeError, from_dict
+from torchadder.training.stopping import StopRequests
 
 # Keys that say where a run computes, not what: they may change when it goes on.
-_PLACE_KEYS = ("accelerator", "devices", "threads")
+PLACE_KEYS = ("accelerator", "devices", "threads", "timeout")
+
+
+class OutputError(OSError):
+    """A file of a run could not be written or read; the message names it and how to go on."""
 
 
 @dataclass
@@ -107,33 +114,31 @@ def fit(
         NonFiniteError: If a loss, gradient or weight becomes NaN or infinite.
         KeyboardInterrupt: After Ctrl-C, with the last epoch's checkpoint in place.
     """
-    if output is not None and Path(output).exists():
-        folder = Path(output)
-        if not folder.is_dir() or any(folder.iterdir()):
-            raise FileExistsError(
-                f"output {str(output)!r} exists and is not empty; nothing in it is overwritten: "
-                "choose another folder, or continue that run with --resume"
-            )
     with _environment(recipe):
-        data = open_data(recipe)
-        task = build_task(recipe, data)
-        folder = _new_folder(recipe.name) if output is None else Path(output)
+        here = distributed.connect(recipe.trainer)
+        folder = distributed.on_first(lambda: _claim(recipe.name, output))
+        data, task = distributed.together(lambda: _prepare(recipe, here.size))
         return _run(recipe, data, task, folder, None, callbacks, command)
 
 
 def resume(
     folder: str | os.PathLike[str],
     *,
+    place: Mapping[str, Any] | None = None,
     callbacks: Sequence[Callback] = (),
     command: str | None = None,
 ) -> RunResult:
     """Continues an interrupted run from its last finished epoch, in the same folder.
 
     On a CPU the result is that of an uninterrupted run, bit for bit: weights, momentum, schedule,
-    order and augmentation of the images and the metrics (except the seconds).
+    order and augmentation of the images and the metrics (except the seconds). A run that was
+    stopped before its first epoch was finished starts again.
 
     Args:
         folder: The run folder.
+        place: Where to compute from now on: new values for the recipe's `trainer.accelerator`,
+            `devices`, `threads` and `timeout`. The number of processes may change where an epoch
+            keeps its batches.
         callbacks: Further Lightning callbacks.
         command: What to record as the command; None records `sys.argv`.
 
@@ -143,6 +148,37 @@ def resume(
         CheckpointError: If the checkpoint is missing, truncated or of another net.
     """
     folder = Path(folder)
+    recipe = read_recipe(folder, place)
+    with _environment(recipe):
+        here = distributed.connect(recipe.trainer)
+        checkpoint = distributed.on_first(lambda: _last_checkpoint(folder))
+
+        def prepare() -> tuple[ImageData, Classification]:
+            if checkpoint is None:
+                return _prepare(recipe, here.size)
+            state = read_state(checkpoint)
+            saved = from_dict(state.get("recipe", {}), str(checkpoint)).to_dict()
+            _check_recipe(recipe, saved, folder / "config.yaml", checkpoint)
+            _check_unfinished(recipe, state, folder)
+            data, task = _prepare(recipe, here.size)
+            _check_state(task, state["state_dict"], checkpoint)
+            _check_division(state, data.plan(here.size), checkpoint)
+            return data, task
+
+        data, task = distributed.together(prepare)
+        return _run(recipe, data, task, folder, checkpoint, callbacks, command)
+
+
+def read_recipe(folder: Path, place: Mapping[str, Any] | None = None) -> Recipe:
+    """The recipe of a run folder.
+
+    Args:
+        folder: The run folder.
+        place: New values for keys of its `trainer` that say where it computes.
+
+    Raises:
+        RecipeError: If there is no run in `folder`, or a key belongs to the run itself.
+    """
     config = folder / "config.yaml"
     if not config.is_file():
         raise RecipeError(f"resume {str(folder)!r}: no run folder, config.yaml is missing")
@@ -150,21 +186,48 @@ def resume(
         values = yaml.safe_load(config.read_text(encoding="utf-8"))
     except yaml.YAMLError as error:
         raise RecipeError(f"{config}: not YAML: {error}") from error
-    recipe = from_dict(values, str(config))
+    for key in place or {}:
+        if key not in PLACE_KEYS:
+            raise RecipeError(
+                f"resume {str(folder)!r}: trainer.{key} belongs to the run; only trainer."
+                f"{', trainer.'.join(PLACE_KEYS)} may change when it goes on"
+            )
+    if place and isinstance(values, dict):
+        values["trainer"] = (values.get("trainer") or {}) | dict(place)
+    return from_dict(values, str(config))
+
+
+def _claim(name: str, output: str | os.PathLike[str] | None) -> Path:
+    """The folder of a new run, which must hold nothing."""
+    if output is None:
+        return _new_folder(name)
+    folder = Path(output)
+    if folder.exists() and (
+        not folder.is_dir() or any(not is_temporary(path) for path in folder.iterdir())
+    ):
+        raise FileExistsError(
+            f"output {str(output)!r} exists and is not empty; nothing in it is overwritten: "
+            "choose another folder, or continue that run with --resume"
+        )
+    return folder
+
+
+def _last_checkpoint(folder: Path) -> Path | None:
+    """The state to go on from; None if the run was stopped before there was one."""
     checkpoint = folder / "checkpoints" / "last.ckpt"
-    if not checkpoint.is_file():
-        raise CheckpointError(f"resume {str(folder)!r}: {checkpoint} is missing: no epoch finished")
-    state = read_state(checkpoint)
-    saved = from_dict(state.get("recipe", {}), str(checkpoint)).to_dict()
-    _check_recipe(recipe, saved, config, checkpoint)
-    done = state["loops"]["fit_loop"]["epoch_progress"]["current"]["processed"]
-    if done >= recipe.epochs:
-        raise RecipeError(f"resume {str(folder)!r}: the run is finished ({done} epochs)")
-    with _environment(recipe):
-        data = open_data(recipe)
-        task = build_task(recipe, data)
-        _check_state(task, state["state_dict"], checkpoint)
-        return _run(recipe, data, task, folder, checkpoint, callbacks, command)
+    if checkpoint.is_file():
+        return checkpoint
+    table = folder / "metrics.csv"
+    # The first epoch's row is written a moment before its checkpoint.
+    if table.is_file() and len(read_metrics(table)) > 1:
+        raise CheckpointError(f"{checkpoint} is missing, though {table.name} has finished epochs")
+    return None
+
+
+def _prepare(recipe: Recipe, world_size: int) -> tuple[ImageData, Classification]:
+    data = open_data(recipe)
+    data.plan(world_size)
+    return data, build_task(recipe, data)
 
 
 def open_data(recipe: Recipe) -> ImageData:
@@ -295,13 +358,37 @@ def _check_state(module: nn.Module, state: dict[str, torch.Tensor], path: Path) 
 def _check_recipe(recipe: Recipe, saved: dict[str, Any], config: Path, checkpoint: Path) -> None:
     # A checkpoint of an earlier version lacks the keys that came later: they had their defaults.
     now, then = _flat(recipe.to_dict()), _flat(from_dict(saved, str(checkpoint)).to_dict())
-    place = {f"trainer.{key}" for key in _PLACE_KEYS}
+    place = {f"trainer.{key}" for key in PLACE_KEYS}
     for key in sorted((now.keys() | then.keys()) - place):
         if now.get(key) != then.get(key):
             raise CheckpointError(
                 f"{checkpoint} is of another recipe: {key} is {then.get(key)!r} there and "
                 f"{now.get(key)!r} in {config}"
             )
+
+
+def _check_unfinished(recipe: Recipe, state: dict[str, Any], folder: Path) -> None:
+    done = state["loops"]["fit_loop"]["epoch_progress"]["current"]["processed"]
+    if done < recipe.epochs:
+        return
+    # A run may have been stopped between its last checkpoint and its summary: it still has to end.
+    with contextlib.suppress(OSError, ValueError, KeyError):
+        summary = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
+        done = done if summary["status"] == "finished" else 0
+    if done and (folder / "summary.json").is_file():
+        raise RecipeError(f"resume {str(folder)!r}: the run is finished ({done} epochs)")
+
+
+def _check_division(state: dict[str, Any], plan: BatchPlan, checkpoint: Path) -> None:
+    """Refuses a number of processes with which an epoch would have other batches."""
+    then = state.get("division")
+    if then is None or then["num_batches"] == plan.num_batches:
+        return
+    raise CheckpointError(
+        f"{checkpoint}: an epoch had {then['num_batches']} batches with {then['world_size']} "
+        f"processes and would have {plan.num_batches} with {plan.world_size}, because its last "
+        f"batch is too small to be shared; go on with {then['world_size']}"
+    )
 
 
 def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -324,43 +411,34 @@ def _run(
     command: str | None,
 ) -> RunResult:
     table = MetricsTable(folder / "metrics.csv")
-    keeper = BestAndLast(folder / "checkpoints")
-    trainer = _trainer(recipe, data, task, folder, [*_exponent(recipe), table, keeper, *callbacks])
-    if checkpoint is None:
-        # Only now: a recipe that cannot run leaves no folder behind.
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / "config.yaml").write_text(_config_text(recipe), encoding="utf-8")
+    requests = StopRequests()
+    own = [*_exponent(recipe), table, BestAndLast(folder / "checkpoints"), requests]
+    trainer = distributed.together(lambda: _trainer(recipe, data, task, folder, [*own, *callbacks]))
+    task.batch_weight = _batch_weight(trainer, data.plan(trainer.world_size))
+    # Only now: a recipe that cannot run leaves no folder behind.
+    distributed.on_first(lambda: _open_folder(folder, recipe, is_new=checkpoint is None))
     if trainer.is_global_zero:
-        num_weights = sum(parameter.numel() for parameter in task.plain_model.parameters())
-        print(
-            f"{recipe.name}: {recipe.model.name} with {num_weights:,} weights, "
-            f"{len(data.train):,} training and {len(data.val):,} validation images of "
-            f"{data.num_classes} classes, {recipe.epochs} epochs, to {folder}",
-            flush=True,
-        )
+        print(_headline(recipe, data, task, folder, trainer.world_size), flush=True)
+    peers = distributed.Peers()
     start = time.monotonic()
     status = "interrupted"
-    handler = signal.getsignal(signal.SIGINT)
     try:
-        trainer.fit(task, datamodule=data, ckpt_path=checkpoint, weights_only=True)
+        with requests:
+            trainer.fit(task, datamodule=data, ckpt_path=checkpoint, weights_only=True)
         status = "finished"
-    except SystemExit:
-        # Lightning turns Ctrl-C into exit(1) and goes on ignoring the signal.
-        if not trainer.interrupted:
+    except (Exception, KeyboardInterrupt, SystemExit) as error:
+        failure = _failure(error, trainer, requests, peers, recipe, folder)
+        if not isinstance(failure, KeyboardInterrupt):
+            status = f"stopped: {failure}"
+        if failure is error:
             raise
-    except FloatingPointError as error:
-        status = f"stopped: {error}"
-        raise
+        raise failure from error
     finally:
-        if threading.current_thread() is threading.main_thread():
-            signal.signal(signal.SIGINT, handler)
         seconds = time.monotonic() - start
         if trainer.is_global_zero:
-            _write_summary(folder, recipe, table.rows, status, seconds, command, trainer)
-    if status != "finished":
-        done = len(table.rows)
-        words = f"continue with: torchadder train --resume {folder}" if done else "nothing was kept"
-        raise KeyboardInterrupt(f"interrupted after {done} of {recipe.epochs} epochs; {words}")
+            # On a full disk the summary fails as well; the first error is the one to say.
+            with contextlib.suppress(*([] if status == "finished" else [OSError])):
+                _write_summary(folder, recipe, table.rows, status, seconds, command, trainer)
     best = folder / "checkpoints" / "best.safetensors"
     return RunResult(
         folder=folder,
@@ -381,19 +459,102 @@ def _exponent(recipe: Recipe) -> list[Callback]:
     return [ExponentFall(ExponentSchedule(lp.schedule, lp.start, lp.share, lp.steps), lp.clip)]
 
 
+def _open_folder(folder: Path, recipe: Recipe, *, is_new: bool) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    remove_temporaries(folder)
+    if is_new and not (folder / "config.yaml").is_file():
+        write_atomically(folder / "config.yaml", _config_text(recipe))
+
+
+def _headline(
+    recipe: Recipe, data: ImageData, task: Classification, folder: Path, world_size: int
+) -> str:
+    num_weights = sum(parameter.numel() for parameter in task.plain_model.parameters())
+    processes = f"{world_size} processes, " if world_size > 1 else ""
+    return (
+        f"{recipe.name}: {recipe.model.name} with {num_weights:,} weights, "
+        f"{len(data.train):,} training and {len(data.val):,} validation images of "
+        f"{data.num_classes} classes, {recipe.epochs} epochs, {processes}to {folder}"
+    )
+
+
+def _batch_weight(trainer: lightning.Trainer, plan: BatchPlan) -> Callable[[int], float] | None:
+    """The weight of each batch in its step; None where it is 1 for all."""
+    accumulate = trainer.accumulate_grad_batches
+    if trainer.world_size == 1 and accumulate == 1:
+        return None
+
+    def weight(batch: int) -> float:
+        limit = int(trainer.num_training_batches)
+        return plan.weight(batch, trainer.global_rank, accumulate, limit)
+
+    return weight
+
+
+def _failure(
+    error: BaseException,
+    trainer: lightning.Trainer,
+    requests: StopRequests,
+    peers: distributed.Peers,
+    recipe: Recipe,
+    folder: Path,
+) -> BaseException:
+    """What to raise for what ended a run: the same, or something that tells the user more."""
+    done = _num_kept(folder)
+    kept = f"{done} of {recipe.epochs} epochs are kept" if done else "no epoch was finished"
+    goes_on = f"continue with: torchadder train --resume {folder}"
+    is_interrupted = requests.received is not None or isinstance(error, KeyboardInterrupt)
+    lost = peers.explain(error, is_interrupted)
+    if lost is not None:
+        # The launcher of the processes stops them now, but not before this one has spoken.
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        when = f"in epoch {trainer.current_epoch + 1} of {recipe.epochs}"
+        return distributed.PeerLostError(f"{lost}, {when}; {kept}; {goes_on}", peers.speaks())
+    if is_interrupted or (isinstance(error, SystemExit) and trainer.interrupted):
+        # Lightning turns Ctrl-C into exit(1).
+        words = goes_on if done else "nothing was kept"
+        return KeyboardInterrupt(f"interrupted after {done} of {recipe.epochs} epochs; {words}")
+    if isinstance(error, OSError | CheckpointError):
+        return OutputError(f"{_words(error)}; {kept}; {goes_on}")
+    if "Expected to have finished reduction in the prior iteration" in str(error):
+        idle = [name for name, p in trainer.lightning_module.named_parameters() if p.grad is None]
+        return RecipeError(
+            "several processes can only train what takes part in the loss; these parameters do "
+            f"not: {', '.join(idle) or 'unknown'}"
+        )
+    return error
+
+
+def _num_kept(folder: Path) -> int:
+    """Finished epochs in the last checkpoint of a run folder."""
+    checkpoint = folder / "checkpoints" / "last.ckpt"
+    if not checkpoint.is_file():
+        return 0
+    state = read_state(checkpoint)
+    return state["loops"]["fit_loop"]["epoch_progress"]["current"]["processed"]
+
+
+def _words(error: Exception) -> str:
+    if isinstance(error, OSError) and error.strerror:
+        return f"{error.filename}: {error.strerror}" if error.filename else error.strerror
+    return str(error)
+
+
 def _trainer(
     recipe: Recipe, data: ImageData, task: Classification, folder: Path, callbacks: list[Callback]
 ) -> lightning.Trainer:
     options = recipe.trainer
     is_terminal = sys.stdout.isatty()
-    num_batches = -(-len(data.train) // recipe.data.batch_size)
+    here = distributed.world()
+    place = distributed.trainer_options(options, here)
+    division = {"world_size": here.size, "num_batches": data.plan(here.size).num_batches}
+    num_batches = division["num_batches"]
     limit = options.limit_train_batches
     num_batches = min(num_batches, limit if isinstance(limit, int) else int(num_batches * limit))
     try:
         return lightning.Trainer(
             max_epochs=recipe.epochs,
             accelerator=options.accelerator,
-            devices=options.devices,
             precision=options.precision,  # type: ignore[arg-type]
             accumulate_grad_batches=options.accumulate,
             gradient_clip_val=options.gradient_clip,
@@ -403,10 +564,14 @@ def _trainer(
             callbacks=[
                 Bar() if is_terminal else Lines(),
                 NonFiniteGuard(),
-                RunState(recipe.to_dict()),
+                RunState(recipe.to_dict(), division),
+                distributed.EqualBuffers(recipe.seed),
                 *callbacks,
             ],
-            plugins=[SafetensorsCheckpointIO(task.plain_model, _metadata(recipe, data))],
+            plugins=[
+                SafetensorsCheckpointIO(task.plain_model, _metadata(recipe, data)),
+                *place.pop("plugins"),
+            ],
             logger=TensorBoardLogger(folder, name=None, version="tensorboard"),
             log_every_n_steps=max(1, min(50, num_batches // 4)),
             default_root_dir=folder,
@@ -414,6 +579,7 @@ def _trainer(
             enable_model_summary=False,
             enable_progress_bar=is_terminal,
             use_distributed_sampler=False,  # the sampler of ImageData divides the images itself
+            **place,
         )
     except (MisconfigurationException, ValueError, RuntimeError, AssertionError) as error:
         raise RecipeError(f"trainer: {' '.join(str(error).split())}") from error
@@ -436,6 +602,9 @@ def _environment(recipe: Recipe) -> Iterator[None]:
     try:
         if recipe.trainer.threads is not None:
             torch.set_num_threads(recipe.trainer.threads)
+            if distributed.world().size > 1:
+                # Lightning would choose a number, if none is given here.
+                os.environ["OMP_NUM_THREADS"] = str(recipe.trainer.threads)
         with quiet():
             lightning.seed_everything(recipe.seed, workers=True, verbose=False)
             yield
@@ -518,4 +687,4 @@ def _write_summary(
         **origin,
     }
     text = json.dumps(summary, indent=2, allow_nan=True) + "\n"
-    (folder / "summary.json").write_text(text, encoding="utf-8")
+    write_atomically(folder / "summary.json", text)
