@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections.abc import Callable
 from typing import Any
@@ -16,8 +17,11 @@ from torchmetrics.classification import MulticlassAccuracy
 
 from torchadder.nn import AdderModule
 from torchadder.optim import AdaptiveLR
+from torchadder.tasks.totals import EpochTotals
 
 TOP_K = 5
+
+LossAndSums = Callable[[Tensor, Tensor], tuple[Tensor, dict[str, Tensor]]]
 
 
 class Classification(lightning.LightningModule):
@@ -30,7 +34,9 @@ class Classification(lightning.LightningModule):
     so an interrupted run goes on with the right rate.
 
     Logs `train_loss`, `train_accuracy`, `val_loss`, `val_accuracy` and, above five classes,
-    `train_top5` and `val_top5`, all per epoch; accuracies are shares in 0..1.
+    `train_top5` and `val_top5`, all per epoch; accuracies are shares in 0..1. What an epoch of
+    training adds up stays on the device in `train_totals`; a training step logs nothing and never
+    waits for the device.
 
     Args:
         model: Images (N, C, H, W) to logits (N, num_classes).
@@ -48,6 +54,11 @@ class Classification(lightning.LightningModule):
         batch_weight (Callable[[int], float] | None): Factor of the gradient of the batch with the
             given number in its epoch, where the batches of a step are unequal
             (`torchadder.data.BatchPlan.weight`); None: 1 for all.
+        fast_step (Callable | None): What computes `loss_and_sums` in a training step, compiled for
+            instance; None: the method itself.
+        train_totals (EpochTotals): Sums over the images of the epoch so far.
+        fused (bool): Whether the optimizer updates all weights in one kernel, which can skip a step
+            by a flag on the device; None: on CUDA devices, but not under fp16 loss scaling.
     """
 
     def __init__(
@@ -75,9 +86,11 @@ class Classification(lightning.LightningModule):
         self.schedule = schedule
         self.interval = interval
         self.min_lr = min_lr
-        self.train_metrics = accuracies(num_classes, "train_")
+        self.train_totals = EpochTotals()
         self.val_metrics = accuracies(num_classes, "val_")
         self.batch_weight: Callable[[int], float] | None = None
+        self.fast_step: LossAndSums | None = None
+        self.fused: bool | None = None
 
     @property
     def plain_model(self) -> nn.Module:
@@ -88,17 +101,71 @@ class Classification(lightning.LightningModule):
         """Logits (N, num_classes) of images (N, C, H, W)."""
         return self.plain_model(images)
 
-    def objective(self, images: Tensor, labels: Tensor) -> Tensor:
-        """What training minimises, without logging: a scalar."""
-        return F.cross_entropy(self.model(images), labels)
+    @property
+    def is_settled(self) -> bool:
+        """Whether every further training step does the same operations as the one before."""
+        return True
 
-    def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
-        """The loss of a batch, logged: a scalar."""
-        images, labels = batch
+    def hold(self) -> contextlib.AbstractContextManager[None]:
+        """A `with` block in which `loss_and_sums` can be compiled as a whole."""
+        return contextlib.nullcontext()
+
+    def loss_and_sums(self, images: Tensor, labels: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        """What a training step computes of a batch, without side effects but those of the layers.
+
+        Args:
+            images: Images (N, C, H, W).
+            labels: Class indices (N).
+
+        Returns:
+            The loss to minimise, a scalar, and detached scalars by the name they are logged under,
+            each a sum over the images of the batch.
+        """
         logits = self.model(images)
         loss = F.cross_entropy(logits, labels)
-        self.log_step(self.train_metrics, "train_", loss, logits, labels)
+        return loss, self.batch_sums("train_", loss, logits, labels)
+
+    def batch_sums(
+        self, prefix: str, loss: Tensor, logits: Tensor, labels: Tensor
+    ) -> dict[str, Tensor]:
+        """Loss and right answers of a batch, summed over its images, by name with a prefix."""
+        logits = logits.detach()
+        sums = {
+            f"{prefix}loss": loss.detach() * len(labels),
+            f"{prefix}accuracy": (logits.argmax(1) == labels).sum(),
+        }
+        if self.num_classes > TOP_K:
+            hits = logits.topk(TOP_K, dim=1).indices == labels[:, None]
+            sums[f"{prefix}top{TOP_K}"] = hits.sum()
+        return sums
+
+    def objective(self, images: Tensor, labels: Tensor) -> Tensor:
+        """What training minimises: a scalar."""
+        return self.loss_and_sums(images, labels)[0]
+
+    def on_train_epoch_start(self) -> None:
+        """Starts the totals of the epoch."""
+        self.train_totals.reset()
+
+    def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
+        """The loss of a batch, a scalar; adds the batch to the totals of the epoch."""
+        images, labels = batch
+        loss, sums = (self.fast_step or self.loss_and_sums)(images, labels)
+        self.train_totals.add(sums, len(labels))
         return loss
+
+    def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
+        """Logs the means of the epoch after its last batch."""
+        is_limit = batch_idx + 1 == self.trainer.num_training_batches
+        if not (is_limit or self.trainer.is_last_batch):
+            return
+
+        def over_processes(totals: Tensor) -> Tensor:
+            return self.trainer.strategy.reduce(totals, reduce_op="sum")  # type: ignore[return-value]
+
+        # The means are those of all processes already; averaging them once more changes nothing.
+        means = self.train_totals.means(over_processes)
+        self.log_dict(means, on_step=False, on_epoch=True, batch_size=1, sync_dist=True)
 
     def backward(self, loss: Tensor, *args: Any, **kwargs: Any) -> None:
         """The backward pass, weighted so that every image of a step counts the same."""
@@ -110,27 +177,22 @@ class Classification(lightning.LightningModule):
     def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
         """Adds a batch to the validation metrics."""
         images, labels = batch
-        logits = self(images)
-        self.log_step(self.val_metrics, "val_", F.cross_entropy(logits, labels), logits, labels)
+        self.log_validation(self.val_metrics, "val_", self(images), labels)
 
-    def log_step(
-        self, metrics: MetricCollection, prefix: str, loss: Tensor, logits: Tensor, labels: Tensor
+    def log_validation(
+        self, metrics: MetricCollection, prefix: str, logits: Tensor, labels: Tensor
     ) -> None:
-        """Logs loss and metrics of one split for the epoch, and of a training step for the bar."""
+        """Adds the loss and the metrics of a batch to those of the epoch."""
         self.log(
             f"{prefix}loss",
-            loss.detach(),
+            F.cross_entropy(logits, labels),
             on_step=False,
             on_epoch=True,
             batch_size=len(labels),
             sync_dist=True,
         )
-        metrics.update(logits.detach(), labels)
+        metrics.update(logits, labels)
         self.log_dict(metrics, on_step=False, on_epoch=True, prog_bar=prefix == "val_")
-        if prefix == "train_":
-            accuracy = (logits.detach().argmax(1) == labels).float().mean()
-            step = {"loss": loss.detach(), "accuracy": accuracy}
-            self.log_dict(step, on_step=True, on_epoch=False, prog_bar=True)
 
     def parameter_groups(self) -> list[dict[str, Any]]:
         """Parameter groups for the optimizer."""
@@ -144,6 +206,7 @@ class Classification(lightning.LightningModule):
             momentum=self.momentum,
             weight_decay=self.weight_decay,
             nesterov=self.nesterov,
+            fused=self._is_fused() or None,
         )
         if self.eta is not None and self._trains_adder_layers():
             AdaptiveLR(optimizer, self, self.eta)
@@ -154,6 +217,18 @@ class Classification(lightning.LightningModule):
             "optimizer": optimizer,
             "lr_scheduler": {"scheduler": schedule, "interval": "step", "name": "lr"},
         }
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Leaves it to this machine, not to the one that saved, how the optimizer computes."""
+        for state in checkpoint.get("optimizer_states", []):
+            for group in state["param_groups"]:
+                group["fused"] = self._is_fused() or None
+
+    def _is_fused(self) -> bool:
+        if self.fused is not None:
+            return self.fused
+        # A GradScaler and a fused optimizer share the flag that skips a step.
+        return self.device.type == "cuda" and self.trainer.precision != "16-mixed"
 
     def _trains_adder_layers(self) -> bool:
         layers = (layer for layer in self.modules() if isinstance(layer, AdderModule))

@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any
 
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from torchadder.distill import Distiller, cycle_starts
 from torchadder.tasks.classification import Classification, accuracies
@@ -47,7 +46,6 @@ class Distillation(Classification):
         self.ramp = Ramp() if ramp is None else ramp
         if self.ramp.by == "teacher" and not distiller.progressive:
             raise ValueError("ramp by 'teacher' needs a progressive teacher")
-        self.teacher_train_metrics = accuracies(num_classes, "teacher_train_")
         self.teacher_val_metrics = accuracies(num_classes, "teacher_val_")
         self._teacher_accuracy: float | None = None
 
@@ -62,13 +60,9 @@ class Distillation(Classification):
         """The student."""
         return self.distiller.student
 
-    def objective(self, images: Tensor, labels: Tensor) -> Tensor:
-        """The sum of the student's and the teacher's loss, without logging: a scalar."""
-        output = self.distiller(images, labels)
-        return output.loss if output.teacher_loss is None else output.loss + output.teacher_loss
-
     def on_train_epoch_start(self) -> None:
         """Sets the strength of the terms, and lets the distiller begin its epoch."""
+        super().on_train_epoch_start()
         num_epochs = self.trainer.max_epochs or 1
         self.distiller.start_epoch(self.current_epoch, num_epochs)
         strength = self.ramp.strength(
@@ -76,23 +70,17 @@ class Distillation(Classification):
         )
         self.distiller.strength.fill_(strength)
 
-    def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
-        """The sum of the student's and the teacher's loss, logged: a scalar."""
-        images, labels = batch
+    def loss_and_sums(self, images: Tensor, labels: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        """The sum of the student's and the teacher's loss, and what is logged of both nets."""
         output = self.distiller(images, labels)
-        self.log_step(self.train_metrics, "train_", output.loss, output.student_logits, labels)
-        parts = {f"train_{name}": value for name, value in output.parts.items()}
-        self.log_dict(parts, on_step=False, on_epoch=True, batch_size=len(labels))
+        sums = self.batch_sums("train_", output.loss, output.student_logits, labels)
+        sums |= {f"train_{name}": value * len(labels) for name, value in output.parts.items()}
         if output.teacher_loss is None or output.teacher_logits is None:
-            return output.loss
-        self.log_step(
-            self.teacher_train_metrics,
-            "teacher_train_",
-            output.teacher_loss,
-            output.teacher_logits,
-            labels,
+            return output.loss, sums
+        sums |= self.batch_sums(
+            "teacher_train_", output.teacher_loss, output.teacher_logits, labels
         )
-        return output.loss + output.teacher_loss
+        return output.loss + output.teacher_loss, sums
 
     def on_train_epoch_end(self) -> None:
         """Keeps the teacher's training accuracy, for the ramp."""
@@ -106,6 +94,7 @@ class Distillation(Classification):
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Takes up what `on_save_checkpoint` left."""
+        super().on_load_checkpoint(checkpoint)
         self._teacher_accuracy = checkpoint.get("teacher_accuracy")
 
     def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
@@ -115,9 +104,7 @@ class Distillation(Classification):
         if teacher is None or not (self.distiller.progressive or self.distiller.needs_teacher):
             return
         images, labels = batch
-        logits = teacher(images)
-        loss = F.cross_entropy(logits, labels)
-        self.log_step(self.teacher_val_metrics, "teacher_val_", loss, logits, labels)
+        self.log_validation(self.teacher_val_metrics, "teacher_val_", teacher(images), labels)
 
     def parameter_groups(self) -> list[dict[str, Any]]:
         """Both nets with weight decay, the loss's own parameters without."""

@@ -9,8 +9,8 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from torchadder.training.callbacks import NonFiniteError as NonFiniteError
     from torchadder.training.checkpoint_io import SafetensorsCheckpointIO as SafetensorsCheckpointIO
+    from torchadder.training.guard import NonFiniteError as NonFiniteError
     from torchadder.training.recipe import Recipe as Recipe
     from torchadder.training.recipe import RecipeError as RecipeError
     from torchadder.training.run import RunResult as RunResult
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from torchadder.training.run import resume as resume
 
 _NAMES = {
-    "NonFiniteError": "torchadder.training.callbacks",
+    "NonFiniteError": "torchadder.training.guard",
     "Recipe": "torchadder.training.recipe",
     "RecipeError": "torchadder.training.recipe",
     "RunResult": "torchadder.training.run",

@@ -42,17 +42,11 @@ from torchadder.lp import ExponentSchedule, set_exponent_
 from torchadder.provenance import provenance
 from torchadder.tasks import Classification, Distillation, Ramp
 from torchadder.training import distributed
-from torchadder.training.callbacks import (
-    Bar,
-    BestAndLast,
-    Lines,
-    MetricsTable,
-    NonFiniteGuard,
-    RunState,
-    read_metrics,
-)
+from torchadder.training.callbacks import BestAndLast, MetricsTable, RunState, read_metrics
 from torchadder.training.checkpoint_io import SafetensorsCheckpointIO, read_state
 from torchadder.training.exponent import ExponentFall
+from torchadder.training.guard import NonFiniteGuard
+from torchadder.training.progress import Bar, Lines, StepCurves
 from torchadder.training.recipe import ModelConfig, Recipe, RecipeError, from_dict
 from torchadder.training.stopping import StopRequests
 
@@ -563,6 +557,7 @@ def _trainer(
             deterministic=options.deterministic,
             callbacks=[
                 Bar() if is_terminal else Lines(),
+                StepCurves(),
                 NonFiniteGuard(),
                 RunState(recipe.to_dict(), division),
                 distributed.EqualBuffers(recipe.seed),
