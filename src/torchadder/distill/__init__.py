@@ -31,6 +31,7 @@ from torchadder.distill.similarity import SP, similarity_matrix
 from torchadder.distill.snapshot import Snapshot, cycle_starts
 from torchadder.distill.soft_labels import KD, soft_cross_entropy
 from torchadder.distill.taps import capture, check_taps, find_stages, find_taps
+from torchadder.distill.twins import twin_output
 
 __all__ = [
     "AT",
@@ -69,4 +70,5 @@ __all__ = [
     "similarity_matrix",
     "soft_cross_entropy",
     "standardise",
+    "twin_output",
 ]

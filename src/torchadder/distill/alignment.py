@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from torchadder.distill.kernels import OutputKernel
+from torchadder.distill.kernels import EXPONENT_LIMIT, OutputKernel
+from torchadder.distill.moments import kernel_moments
 
 RELATIVE_EPS = 1e-5
 ABSOLUTE_EPS = 1e-7
@@ -37,8 +38,12 @@ def standardise(maps: Tensor) -> Tensor:
     over_samples = [0, *range(2, maps.dim())]
     centred = maps - maps.mean(over_samples, keepdim=True)
     variance = centred.square().mean(over_samples, keepdim=True)
-    floor = RELATIVE_EPS * variance.mean() + ABSOLUTE_EPS
-    return centred * torch.rsqrt(variance + floor)
+    return centred * torch.rsqrt(variance + variance_floor(variance))
+
+
+def variance_floor(variances: Tensor) -> Tensor:
+    """The regulariser of `standardise`, given the variances of all channels: a scalar."""
+    return RELATIVE_EPS * variances.mean() + ABSOLUTE_EPS
 
 
 def fixed_orthogonal_map(channels: int) -> Tensor:
@@ -92,7 +97,33 @@ class KernelAlignment(nn.Module):
         self.student_map = nn.Parameter(target_map.clone()) if target_map is not None else None
 
     def forward(self, student_output: Tensor, teacher_output: Tensor) -> Tensor:
-        """Return the distance; the teacher's output is a constant."""
+        """Return the distance; the teacher's output is a constant.
+
+        Computed from `kernel_moments`: with the variances `s`, `t` and the covariance `c` of the
+        mapped values and `i = 1 / sqrt(variance + floor)`, see `standardise`, the distance is
+        `mean_c (s i_s^2 + t i_t^2 - 2 c i_s i_t)`. `specification` is the same in plain form.
+        """
+        if student_output.dim() == 2:
+            student_output, teacher_output = student_output[..., None], teacher_output[..., None]
+        moments = kernel_moments(
+            student_output,
+            teacher_output,
+            self.student_kernel.rate(student_output) if self.student_kernel is not None else None,
+            self.teacher_kernel.rate(teacher_output) if self.teacher_kernel is not None else None,
+            _matching(self.student_map, student_output),
+            _matching(self.teacher_map, teacher_output),
+            EXPONENT_LIMIT,
+        )
+        of_student = torch.rsqrt(moments.student + variance_floor(moments.student))
+        of_teacher = torch.rsqrt(moments.teacher + variance_floor(moments.teacher))
+        return (
+            moments.student * of_student.square()
+            + moments.teacher * of_teacher.square()
+            - 2 * moments.both * of_student * of_teacher
+        ).mean()
+
+    def specification(self, student_output: Tensor, teacher_output: Tensor) -> Tensor:
+        """Return the distance by the formula as it stands; slow, and holds many copies."""
         student_maps = self._maps(student_output, self.student_kernel, self.student_map)
         teacher_maps = self._maps(teacher_output.detach(), self.teacher_kernel, self.teacher_map)
         return F.mse_loss(student_maps, teacher_maps)
@@ -105,3 +136,10 @@ class KernelAlignment(nn.Module):
         if linear_map is not None:
             maps = torch.einsum("oc,nc...->no...", linear_map.to(maps.dtype), maps)
         return standardise(maps)
+
+
+def _matching(linear_map: Tensor | None, output: Tensor) -> Tensor | None:
+    """A map in the type that an output's kernel values have."""
+    if linear_map is None:
+        return None
+    return linear_map.to(torch.promote_types(output.dtype, torch.float32))

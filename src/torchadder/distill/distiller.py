@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from torchadder.distill.taps import capture
+from torchadder.distill.taps import Reading, capture
 
 
 class NetOutput(NamedTuple):
@@ -46,11 +46,12 @@ class DistillerOutput(NamedTuple):
 class Distiller(nn.Module, ABC):
     """Base of the distillation losses: runs both nets once and adds the terms of a method.
 
-    A method derives from this class, states the layers it reads in `taps` and its terms in
-    `distillation_terms`. The student's loss is its cross-entropy with the labels plus the weighted
-    terms, all of them times `strength`, which whoever trains may change between steps. The teacher
-    is a constant for it: its logits and taps arrive detached. A progressive teacher is trained by
-    its own cross-entropy, `teacher_loss`; since the graphs are disjoint,
+    A method derives from this class, states the layers it reads in `taps` (and in
+    `student_readings` and `teacher_readings` what it reads of them, if not their outputs) and its
+    terms in `distillation_terms`. The student's loss is its cross-entropy with the labels plus the
+    weighted terms, all of them times `strength`, which whoever trains may change between steps. The
+    teacher is a constant for it: its logits and taps arrive detached. A progressive teacher is
+    trained by its own cross-entropy, `teacher_loss`; since the graphs are disjoint,
     `(output.loss + output.teacher_loss).backward()` gives each net its own gradient.
 
     Neither net is changed: hooks exist during a call only, and the student is used after training
@@ -93,6 +94,8 @@ class Distiller(nn.Module, ABC):
         self.teacher = teacher
         self.progressive = progressive
         self.taps: tuple[str, ...] = ()
+        self.student_readings: dict[str, Reading] = {}
+        self.teacher_readings: dict[str, Reading] = {}
         self.register_buffer("strength", torch.ones(()), persistent=False)
         if teacher is not None and not progressive:
             teacher.requires_grad_(False)
@@ -160,17 +163,26 @@ class Distiller(nn.Module, ABC):
 
     def run_student(self, inputs: Tensor) -> NetOutput:
         """Run the student and read its taps."""
-        return self._run(self.student, inputs, detach=False)
+        return self._run(self.student, inputs, self.student_readings, detach=False)
 
     def run_teacher(self, inputs: Tensor) -> NetOutput:
         """Run the teacher and read its taps, which are cut from its graph."""
         assert self.teacher is not None
-        return self._run(self.teacher, inputs, detach=True)
+        return self._run(self.teacher, inputs, self.teacher_readings, detach=True)
 
-    def _run(self, net: nn.Module, inputs: Tensor, *, detach: bool) -> NetOutput:
+    def _run(
+        self, net: nn.Module, inputs: Tensor, readings: dict[str, Reading], *, detach: bool
+    ) -> NetOutput:
         if not self.taps:
             return NetOutput(net(inputs), {})
-        with capture(net, self.taps, detach=detach, activations=self.reads_activations) as outputs:
+        reading = capture(
+            net,
+            self.taps,
+            detach=detach,
+            activations=self.reads_activations,
+            readings=readings,
+        )
+        with reading as outputs:
             logits = net(inputs)
         return NetOutput(logits, outputs)
 

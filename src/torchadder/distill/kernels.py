@@ -26,6 +26,9 @@ SIGMA_RANGE = 10.0
 
 SCALES = ("deviation", "magnitude")
 
+KERNELS = ("paper", "gaussian", "laplacian", "none")
+"""Laplacian for adder layers and Gaussian for convolutions, the same on both sides, or none."""
+
 
 class _ClampedExp(torch.autograd.Function):
     """`exp(clamp(y * rate))` with the gradients that `exponential_kernel` promises."""
@@ -135,15 +138,18 @@ class OutputKernel(nn.Module):
 
     def forward(self, output: Tensor) -> Tensor:
         """Apply the kernel, see the class."""
-        if output.dim() < 2:
-            raise ValueError(f"output must have shape (N, C, ...), got {tuple(output.shape)}")
         output = _at_least_float32(output)
-        over_samples = [0, *range(2, output.dim())]
-        centred = output - output.mean(over_samples, keepdim=True)
-        initial = self.initial_sigma
-        if not self.initialised:
-            initial = self._first_sigma(output if self.scale == "magnitude" else centred)
-        return exponential_kernel(centred, initial.to(output.dtype) * self._ratio())
+        sigma = self._initial(output).to(output.dtype) * self._ratio()
+        return exponential_kernel(_centred(output), sigma)
+
+    def rate(self, output: Tensor) -> Tensor:
+        """The factor of the exponent, `1 / (2 sigma^2)`: a scalar that knows where sigma is from.
+
+        Args:
+            output: what the kernel is to be applied to; the first batch sets the scale.
+        """
+        dtype = torch.promote_types(output.dtype, torch.float32)
+        return 0.5 / (self._initial(output).to(dtype) * self._ratio()).square()
 
     def extra_repr(self) -> str:
         """The kind of scale."""
@@ -152,6 +158,15 @@ class OutputKernel(nn.Module):
     def _ratio(self) -> Tensor:
         bound = math.log(SIGMA_RANGE)
         return torch.exp(bound * torch.tanh(self.log_scale / bound))
+
+    def _initial(self, output: Tensor) -> Tensor:
+        """The initial sigma, from `output` if there is none yet."""
+        if output.dim() < 2:
+            raise ValueError(f"output must have shape (N, C, ...), got {tuple(output.shape)}")
+        if self.initialised:
+            return self.initial_sigma
+        output = _at_least_float32(output)
+        return self._first_sigma(output if self.scale == "magnitude" else _centred(output))
 
     @torch.no_grad()
     def _first_sigma(self, values: Tensor) -> Tensor:
@@ -184,9 +199,31 @@ class GaussianKernel(OutputKernel):
     """Kernel of a convolution, `g = exp(<x, w> / (2 sigma_c^2))`; see `OutputKernel`."""
 
 
-def kernel_for(layer: nn.Module, scale: str = "deviation") -> OutputKernel:
-    """Return the kernel that fits what `layer` computes: Laplacian for adders, else Gaussian."""
-    return LaplacianKernel(scale) if isinstance(layer, AdderModule) else GaussianKernel(scale)
+def kernel_for(layer: nn.Module, scale: str = "deviation", kind: str = "paper") -> OutputKernel:
+    """Return the kernel for what `layer` computes from its input x and its weights w.
+
+    Args:
+        layer: an adder layer or a convolution.
+        scale: how the kernel finds its initial scale, see `OutputKernel`.
+        kind: "paper" (Laplacian for adder layers, else Gaussian), "gaussian" or "laplacian".
+
+    Raises:
+        ValueError: unknown kind or scale.
+    """
+    if kind not in ("paper", "gaussian", "laplacian"):
+        raise ValueError(f"kind must be one of paper, gaussian, laplacian, got {kind!r}")
+    is_laplacian = isinstance(layer, AdderModule) if kind == "paper" else kind == "laplacian"
+    return LaplacianKernel(scale) if is_laplacian else GaussianKernel(scale)
+
+
+def needs_twin(layer: nn.Module, kernel: OutputKernel) -> bool:
+    """Whether a kernel is not that of the layer's own kind: it then wants the twin's output."""
+    return isinstance(layer, AdderModule) != isinstance(kernel, LaplacianKernel)
+
+
+def _centred(output: Tensor) -> Tensor:
+    """Outputs less the mean of their channel."""
+    return output - output.mean([0, *range(2, output.dim())], keepdim=True)
 
 
 def _at_least_float32(values: Tensor) -> Tensor:

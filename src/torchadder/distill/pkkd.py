@@ -15,15 +15,17 @@ from torchadder.distill.distiller import (
     check_temperature,
     check_weights,
 )
-from torchadder.distill.kernels import kernel_for
+from torchadder.distill.kernels import KERNELS, OutputKernel, kernel_for, needs_twin
 from torchadder.distill.soft_labels import soft_cross_entropy
 from torchadder.distill.taps import (
+    Reading,
     check_taps,
     find_taps,
     get_layer,
     module_key,
     num_channels,
 )
+from torchadder.distill.twins import check_twin, twin_output
 
 PKKDOutput = DistillerOutput
 
@@ -56,8 +58,11 @@ class PKKD(Distiller):
         alpha: weight of the soft labels; 5 is the paper's best for ResNet-20 on CIFAR-100.
         beta: weight of the features; likewise.
         temperature: temperature of the soft labels.
-        taps: names of the layers to compare; None for those that `find_taps` finds.
-        kernel: whether features are compared in kernel space, or as they are.
+        taps: names or patterns of the layers to compare; None for those that `find_taps` finds.
+        kernel: "paper" or True for the paper's kernels, Laplacian for adder layers and Gaussian for
+            convolutions; "gaussian" or "laplacian" for the same one on both sides, which costs
+            another convolution or adder layer for each layer of the other kind (`twin_output`);
+            "none" or False to compare the outputs as they are.
         linear_map: whether there are 1x1 convolutions behind the kernels.
         progressive: whether the teacher is trained; otherwise it is fixed, in eval mode.
         scale: how kernels find their initial scale, "deviation" or "magnitude", see
@@ -89,13 +94,16 @@ class PKKD(Distiller):
         beta: float = 5.0,
         temperature: float = 1.0,
         taps: Sequence[str] | None = None,
-        kernel: bool = True,
+        kernel: bool | str = True,
         linear_map: bool = True,
         progressive: bool = True,
         scale: str = "deviation",
     ) -> None:
         check_weights(alpha=alpha, beta=beta)
         check_temperature(temperature)
+        kind = {True: "paper", False: "none"}.get(kernel, kernel)  # type: ignore[call-overload]
+        if kind not in KERNELS:
+            raise ValueError(f"kernel must be one of {', '.join(KERNELS)}, got {kernel!r}")
         super().__init__(student, teacher, progressive=progressive)
         self.alpha = alpha
         self.beta = beta
@@ -107,12 +115,24 @@ class PKKD(Distiller):
             find_taps(student, teacher) if taps is None else check_taps(student, teacher, taps)
         )
         for name in self.taps:
+            student_kernel, teacher_kernel = None, None
+            if kind != "none":
+                student_kernel = self._kernel(student, name, scale, kind, self.student_readings)
+                teacher_kernel = self._kernel(teacher, name, scale, kind, self.teacher_readings)
             self.alignments[module_key(name)] = KernelAlignment(
-                num_channels(student, name),
-                kernel_for(get_layer(student, name), scale) if kernel else None,
-                kernel_for(get_layer(teacher, name), scale) if kernel else None,
-                linear_map=linear_map,
+                num_channels(student, name), student_kernel, teacher_kernel, linear_map=linear_map
             )
+
+    @staticmethod
+    def _kernel(
+        net: nn.Module, name: str, scale: str, kind: str, readings: dict[str, Reading]
+    ) -> OutputKernel:
+        layer = get_layer(net, name)
+        kernel = kernel_for(layer, scale, kind)
+        if needs_twin(layer, kernel):
+            check_twin(layer, name)
+            readings[name] = twin_output
+        return kernel
 
     @property
     def needs_teacher(self) -> bool:

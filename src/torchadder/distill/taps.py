@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import fnmatch
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -208,9 +208,18 @@ def module_key(name: str) -> str:
     return name.replace(".", "/")
 
 
+Reading = Callable[[nn.Module, Tensor], Tensor]
+"""What is read of a layer and its input, in place of its output."""
+
+
 @contextlib.contextmanager
 def capture(
-    net: nn.Module, names: Sequence[str], *, detach: bool, activations: bool = False
+    net: nn.Module,
+    names: Sequence[str],
+    *,
+    detach: bool,
+    activations: bool = False,
+    readings: Mapping[str, Reading] | None = None,
 ) -> Iterator[dict[str, Tensor]]:
     """Collect the outputs of the named layers while `net` runs inside the `with` block.
 
@@ -224,6 +233,8 @@ def capture(
         detach: whether to cut the outputs from the graph.
         activations: whether an output may be overwritten in place by a later layer, such as
             `nn.ReLU(inplace=True)`; what is read then is the result.
+        readings: functions of a layer and its input, by name of the layer, whose results are read
+            in place of the layer's output.
 
     Raises:
         RuntimeError: a layer did not run, ran more than once (a shared layer), or its output was
@@ -244,6 +255,9 @@ def capture(
     def hook_for(name: str) -> Any:
         def hook(layer: nn.Module, inputs: Any, output: Tensor) -> None:
             calls[name] += 1
+            if readings is not None and name in readings:
+                with torch.set_grad_enabled(torch.is_grad_enabled() and not detach):
+                    output = readings[name](layer, inputs[0])
             outputs[name] = output.detach() if detach else output
             checked = not activations and not torch.compiler.is_compiling()
             if checked and not output.is_inference():
