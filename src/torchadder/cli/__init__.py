@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import difflib
 import importlib
+import os
 import sys
 import warnings
 from typing import TYPE_CHECKING, Any
@@ -70,7 +71,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt as interrupt:
         if debug:
             raise
-        _report(str(interrupt) or "interrupted")
+        _report(str(interrupt) or "interrupted", interrupt, EXIT_INTERRUPTED)
         return EXIT_INTERRUPTED
     except BrokenPipeError:
         # The reader of our output (`| head`) has gone; nobody is left to tell.
@@ -79,7 +80,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (ValueError, OSError, FloatingPointError) as error:
         if debug:
             raise
-        _report(str(error) or type(error).__name__)
+        _report(str(error) or type(error).__name__, error, EXIT_USER_ERROR)
         return EXIT_USER_ERROR
     finally:
         warnings.formatwarning = original_format
@@ -157,8 +158,16 @@ def _explain(message: str, command: str, module: Any) -> str:
     return f"unknown {kind} {unknown!r}{nearest(unknown, known)}"
 
 
-def _report(message: str) -> None:
-    print(f"torchadder: error: {' '.join(message.split())}", file=sys.stderr)
+def _report(message: str, error: BaseException, status: int) -> None:
+    """Says an error in one line; where several processes compute, only one of them does."""
+    message = " ".join(message.split())
+    if "RANK" in os.environ:
+        from torchadder.training import launch
+
+        is_lost = isinstance(error, ConnectionError)
+        if launch.report(message, status=status, lost=is_lost) or launch.is_silent(error):
+            return
+    print(f"torchadder: error: {message}", file=sys.stderr)
 
 
 def _format_warning(

@@ -4,11 +4,16 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from argparse import SUPPRESS
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import yaml
+
 from torchadder import recipes
-from torchadder.cli import UserError
-from torchadder.training.recipe import Recipe, from_dict
+from torchadder.cli import EXIT_INTERRUPTED, UserError
+from torchadder.training import launch
+from torchadder.training.recipe import PLACE_KEYS, Recipe, from_dict, read_recipe
 
 if TYPE_CHECKING:
     from jsonargparse import ArgumentParser
@@ -31,7 +36,7 @@ def add_arguments(parser: ArgumentParser) -> None:
     """Declares the options of `torchadder train`."""
     parser.usage = (
         "torchadder train RECIPE [--KEY VALUE ...]\n"
-        "       torchadder train --resume RUN_FOLDER\n"
+        "       torchadder train --resume RUN_FOLDER [--devices N ...]\n"
         "       torchadder train --list"
     )
     short = ", ".join(f"--{name.replace('_', '-')}" for name in SHORT)
@@ -48,6 +53,7 @@ def add_arguments(parser: ArgumentParser) -> None:
         "--output", type=str | None, help="Run folder, new or empty (default: runs/NAME-TIME)."
     )
     parser.add_argument("--resume", type=str | None, help="Run folder to continue.")
+    parser.add_argument("--place", type=dict | None, help=SUPPRESS)
     parser.add_argument("--recipe", action="config", help="The same as RECIPE.")
     parser.add_class_arguments(Recipe)
 
@@ -77,10 +83,38 @@ def rewrite(argv: list[str]) -> list[str]:
     if len(positional) > 1:
         raise UserError(f"one recipe is wanted, got {' and '.join(positional)}")
     if not positional:
-        return options
+        return _place_apart(options)
     recipes.load(positional[0])  # its errors name the file and the nearest key; the parser's do not
     # The parser takes the merged values in place of a file: it knows nothing of a recipe's base.
     return ["--recipe", json.dumps(recipes.read(positional[0])), *options]
+
+
+def _place_apart(options: list[str]) -> list[str]:
+    """With --resume, what is given for `trainer.*`: the parser could not tell it from defaults."""
+    if not any(option.partition("=")[0] == "--resume" for option in options):
+        return options
+    kept: list[str] = []
+    place: dict[str, Any] = {}
+    position = 0
+    while position < len(options):
+        name, equals, value = options[position].partition("=")
+        position += 1
+        if name in _FLAGS:
+            kept.append(name)
+            continue
+        if not equals and position < len(options):
+            value = options[position]
+            position += 1
+        if name.startswith("--trainer."):
+            place[name.removeprefix("--trainer.")] = yaml.safe_load(value)
+        elif name in ("--resume", "--output"):
+            kept += [name, value]
+        else:
+            raise UserError(
+                f"--resume takes the recipe of the run; {name} cannot be given, only --trainer."
+                f"{', --trainer.'.join(PLACE_KEYS)}"
+            )
+    return [*kept, "--place", json.dumps(place)] if place else kept
 
 
 def run(args: Any) -> None:
@@ -93,17 +127,32 @@ def run(args: Any) -> None:
     if args.resume is not None:
         if args.recipe:
             raise UserError("--resume takes the recipe of the run; leave RECIPE out")
-        from torchadder.training import resume
-
-        _report(resume(args.resume))
-        return
-    if not args.recipe:
+        recipe = read_recipe(Path(args.resume), args.place)
+    elif args.recipe:
+        values = args.as_dict()
+        sections = {field.name: values[field.name] for field in dataclasses.fields(Recipe)}
+        recipe = from_dict(sections, "command line")
+    else:
         raise UserError("no recipe given; torchadder train --list shows what there is")
-    from torchadder.training import fit
+    if launch.is_launched():
+        launch.hold_lifeline()
+    elif launch.count_devices(recipe.trainer) > 1:
+        _run_in_processes(launch.count_devices(recipe.trainer))
+        return
+    from torchadder.training import fit, resume
 
-    values = args.as_dict()
-    sections = {field.name: values[field.name] for field in dataclasses.fields(Recipe)}
-    _report(fit(from_dict(sections, "command line"), output=args.output))
+    if args.resume is not None:
+        _report(resume(args.resume, place=args.place))
+    else:
+        _report(fit(recipe, output=args.output))
+
+
+def _run_in_processes(num_processes: int) -> None:
+    status, message = launch.launch(launch.command_again(), num_processes)
+    if status == EXIT_INTERRUPTED:
+        raise KeyboardInterrupt(message)
+    if message is not None:
+        raise UserError(message)
 
 
 def _report(result: Any) -> None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import datetime
+import inspect
 import os
 import re
 import socket
@@ -27,8 +28,10 @@ from lightning.fabric.plugins.environments.torchelastic import TorchElasticEnvir
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.strategies import DDPStrategy
 from torch import nn
+from torch.nn.parallel import DistributedDataParallel
 
 from torchadder.data.images import draw
+from torchadder.training.launch import count_devices, uses_cuda
 from torchadder.training.recipe import RecipeError, TrainerConfig
 
 T = TypeVar("T")
@@ -36,6 +39,12 @@ T = TypeVar("T")
 _CONNECTION_WORDS = re.compile(
     r"gloo|nccl|connection (closed|reset|refused)|broken pipe|timed out|socket", re.IGNORECASE
 )
+# torch renamed it; both still take the buffers of rank 0 at the start, or find them equal.
+_UNSYNCED_BUFFERS: dict[str, Any] = {
+    "forward_sync_buffers"
+    if "forward_sync_buffers" in inspect.signature(DistributedDataParallel).parameters
+    else "broadcast_buffers": False
+}
 _SECONDS_TO_DIE = 5.0  # a process closes its connections a little before it is gone
 
 
@@ -121,32 +130,6 @@ def connect(options: TrainerConfig) -> World:
             device_id=device,
         )
     return here
-
-
-def count_devices(options: TrainerConfig) -> int:
-    """Number of devices of this machine that a recipe asks for.
-
-    Raises:
-        RecipeError: If they are chosen by their numbers, which only works for one.
-    """
-    devices = str(options.devices).strip()
-    if devices in ("auto", "-1"):
-        return max(1, torch.cuda.device_count()) if uses_cuda(options) else 1
-    if devices.isdecimal():
-        return int(devices)
-    if len(re.findall(r"\d+", devices)) > 1:
-        raise RecipeError(
-            f"trainer.devices = {options.devices!r}: a number is wanted; CUDA_VISIBLE_DEVICES says "
-            "which devices"
-        )
-    return 1
-
-
-def uses_cuda(options: TrainerConfig) -> bool:
-    """Whether a trainer with these options computes on NVIDIA or AMD GPUs."""
-    return options.accelerator in ("cuda", "gpu") or (
-        options.accelerator == "auto" and torch.cuda.is_available()
-    )
 
 
 def together(function: Callable[[], T]) -> T:
@@ -274,16 +257,6 @@ def is_connection_failure(error: BaseException) -> bool:
     return type(error) is RuntimeError and _CONNECTION_WORDS.search(str(error)) is not None
 
 
-def is_silent(error: BaseException) -> bool:
-    """Whether another process says this error, so that this one need not."""
-    here = world()
-    if here.rank == 0:
-        return False
-    if isinstance(error, PeerLostError):
-        return not getattr(error, "speaks", True)
-    return isinstance(error, KeyboardInterrupt) or hasattr(error, "shared_by_all_ranks")
-
-
 def trainer_options(options: TrainerConfig, here: World) -> dict[str, Any]:
     """Devices, strategy and plugins for Lightning's Trainer.
 
@@ -300,8 +273,8 @@ def trainer_options(options: TrainerConfig, here: World) -> dict[str, Any]:
         "num_nodes": here.num_nodes,
         "strategy": DDPStrategy(
             timeout=datetime.timedelta(seconds=options.timeout),
-            broadcast_buffers=False,
             find_unused_parameters=False,
+            **_UNSYNCED_BUFFERS,
         ),
         "plugins": [
             TorchElasticEnvironment(),

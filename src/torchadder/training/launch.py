@@ -3,7 +3,7 @@
 Every process runs the same command, with its place in the environment as torchrun puts it there.
 When one ends badly the others are given a moment to notice and then stopped; what they have to say
 is collected, so that the user reads one line. When this process ends, however it ends, they do.
-Neither torch nor the command is known here.
+The command itself is not known here, and torch is asked for nothing but its GPUs.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -22,6 +23,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from torchadder.training.recipe import RecipeError, TrainerConfig
+
 REPORT_VARIABLE = "TORCHADDER_REPORT"
 LIFELINE_VARIABLE = "TORCHADDER_LIFELINE"
 
@@ -32,6 +35,38 @@ SECONDS_TO_STOP = 10.0
 def is_launched() -> bool:
     """Whether this process is one of several, started by `launch` or by torchrun."""
     return "RANK" in os.environ and "WORLD_SIZE" in os.environ
+
+
+def count_devices(options: TrainerConfig) -> int:
+    """Number of devices of this machine that a recipe asks for.
+
+    Raises:
+        RecipeError: If they are chosen by their numbers, which only works for one.
+    """
+    devices = str(options.devices).strip()
+    if devices in ("auto", "-1"):
+        if not uses_cuda(options):
+            return 1
+        import torch
+
+        return max(1, torch.cuda.device_count())
+    if devices.isdecimal():
+        return int(devices)
+    if len(re.findall(r"\d+", devices)) > 1:
+        raise RecipeError(
+            f"trainer.devices = {options.devices!r}: a number is wanted; CUDA_VISIBLE_DEVICES says "
+            "which devices"
+        )
+    return 1
+
+
+def uses_cuda(options: TrainerConfig) -> bool:
+    """Whether a trainer with these options computes on NVIDIA or AMD GPUs."""
+    if options.accelerator != "auto":
+        return options.accelerator in ("cuda", "gpu")
+    import torch
+
+    return torch.cuda.is_available()
 
 
 def launch(command: Sequence[str], num_processes: int) -> tuple[int, str | None]:
@@ -80,6 +115,24 @@ def report(message: str, *, status: int, lost: bool = False) -> bool:
     text = json.dumps({"message": message, "status": status, "lost": lost})
     Path(path).write_text(text, encoding="utf-8")
     return True
+
+
+def is_silent(error: BaseException) -> bool:
+    """Whether another process says this error, so that this one need not.
+
+    Until the processes are connected, all of them do the same with the same arguments. After that
+    an error is either shared, or of this process alone.
+    """
+    if os.environ.get("RANK", "0") == "0":
+        return False
+    if isinstance(error, KeyboardInterrupt) or getattr(error, "shared_by_all_ranks", False):
+        return True
+    speaks: bool | None = getattr(error, "speaks", None)
+    if speaks is not None:
+        return not speaks
+    import torch.distributed as dist
+
+    return not dist.is_initialized()
 
 
 def hold_lifeline() -> None:

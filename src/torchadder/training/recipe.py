@@ -10,8 +10,13 @@ import dataclasses
 import difflib
 import re
 import typing
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Literal
+
+PLACE_KEYS = ("accelerator", "devices", "threads", "timeout")
+"""Keys of `trainer` that say where a run computes, not what: they may change when it goes on."""
 
 
 class RecipeError(ValueError):
@@ -504,6 +509,36 @@ def from_dict(values: dict[str, Any], origin: str = "recipe") -> Recipe:
     except ArgumentError as error:
         raise RecipeError(f"{origin}: {explain(str(error))}") from error
     return Recipe(**sections.as_dict())
+
+
+def read_recipe(folder: Path, place: Mapping[str, Any] | None = None) -> Recipe:
+    """The recipe of a run folder.
+
+    Args:
+        folder: The run folder.
+        place: New values for keys of its `trainer` that say where it computes.
+
+    Raises:
+        RecipeError: If there is no run in `folder`, or a key belongs to the run itself.
+    """
+    import yaml
+
+    config = folder / "config.yaml"
+    if not config.is_file():
+        raise RecipeError(f"resume {str(folder)!r}: no run folder, config.yaml is missing")
+    try:
+        values = yaml.safe_load(config.read_text(encoding="utf-8"))
+    except yaml.YAMLError as error:
+        raise RecipeError(f"{config}: not YAML: {error}") from error
+    for key in place or {}:
+        if key not in PLACE_KEYS:
+            raise RecipeError(
+                f"resume {str(folder)!r}: trainer.{key} belongs to the run; only trainer."
+                f"{', trainer.'.join(PLACE_KEYS)} may change when it goes on"
+            )
+    if place and isinstance(values, dict):
+        values["trainer"] = (values.get("trainer") or {}) | dict(place)
+    return from_dict(values, str(config))
 
 
 def check_keys(values: Any, origin: str, section: Any = Recipe, prefix: str = "") -> None:

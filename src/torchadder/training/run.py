@@ -47,11 +47,15 @@ from torchadder.training.checkpoint_io import SafetensorsCheckpointIO, read_stat
 from torchadder.training.exponent import ExponentFall
 from torchadder.training.guard import NonFiniteGuard
 from torchadder.training.progress import Bar, Lines, StepCurves
-from torchadder.training.recipe import ModelConfig, Recipe, RecipeError, from_dict
+from torchadder.training.recipe import (
+    PLACE_KEYS,
+    ModelConfig,
+    Recipe,
+    RecipeError,
+    from_dict,
+    read_recipe,
+)
 from torchadder.training.stopping import StopRequests
-
-# Keys that say where a run computes, not what: they may change when it goes on.
-PLACE_KEYS = ("accelerator", "devices", "threads", "timeout")
 
 
 class OutputError(OSError):
@@ -161,34 +165,6 @@ def resume(
 
         data, task = distributed.together(prepare)
         return _run(recipe, data, task, folder, checkpoint, callbacks, command)
-
-
-def read_recipe(folder: Path, place: Mapping[str, Any] | None = None) -> Recipe:
-    """The recipe of a run folder.
-
-    Args:
-        folder: The run folder.
-        place: New values for keys of its `trainer` that say where it computes.
-
-    Raises:
-        RecipeError: If there is no run in `folder`, or a key belongs to the run itself.
-    """
-    config = folder / "config.yaml"
-    if not config.is_file():
-        raise RecipeError(f"resume {str(folder)!r}: no run folder, config.yaml is missing")
-    try:
-        values = yaml.safe_load(config.read_text(encoding="utf-8"))
-    except yaml.YAMLError as error:
-        raise RecipeError(f"{config}: not YAML: {error}") from error
-    for key in place or {}:
-        if key not in PLACE_KEYS:
-            raise RecipeError(
-                f"resume {str(folder)!r}: trainer.{key} belongs to the run; only trainer."
-                f"{', trainer.'.join(PLACE_KEYS)} may change when it goes on"
-            )
-    if place and isinstance(values, dict):
-        values["trainer"] = (values.get("trainer") or {}) | dict(place)
-    return from_dict(values, str(config))
 
 
 def _claim(name: str, output: str | os.PathLike[str] | None) -> Path:
