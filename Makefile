@@ -5,7 +5,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 SOURCES := pyproject.toml CMakeLists.txt $(shell find csrc src -type f -not -name '*.so' -not -path '*__pycache__*' 2>/dev/null)
 
-.PHONY: demo test test-all bench lint types docs clean
+.PHONY: demo test test-all test-gpu bench lint types docs clean
 
 demo: $(VENV)/.installed  ## train a CNN, an adder net and a distilled adder net on real digits
 	$(BIN)/torchadder demo
@@ -15,6 +15,9 @@ test: $(VENV)/.installed-dev  ## the tests, under 10 minutes on two cores
 
 test-all: $(VENV)/.installed-dev  ## the slow tests too, among them the sanitizers
 	$(BIN)/python -m pytest
+
+test-gpu: $(VENV)/.installed-dev  ## the tests that need a GPU; they fail where there is none
+	$(BIN)/python -m pytest --require-gpu -m gpu
 
 bench: $(VENV)/.installed  ## time the operator against convolution, write results/
 	$(BIN)/torchadder bench --json results/bench_cpu.json

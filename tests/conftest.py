@@ -12,13 +12,26 @@ def pytest_addoption(parser):
     )
 
 
-def pytest_collection_modifyitems(config, items):
-    if torch.cuda.is_available() or config.getoption("--require-gpu"):
+def pytest_collection_modifyitems(items):
+    if torch.cuda.is_available():
         return
     skip = pytest.mark.skip(reason="no CUDA or ROCm device")
     for item in items:
         if "gpu" in item.keywords:
             item.add_marker(skip)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item):
+    """With --require-gpu, a test marked gpu that skips, for whatever reason, has failed."""
+    report = yield
+    required = item.config.getoption("--require-gpu") and "gpu" in item.keywords
+    if required and report.skipped and not hasattr(report, "wasxfail"):
+        _, _, reason = report.longrepr
+        report.longrepr = f"--require-gpu: {reason.removeprefix('Skipped: ')}"
+        report.outcome = "failed"
+        report.when = "call"  # a failed test, not an error of its preparation
+    return report
 
 
 @pytest.fixture(autouse=True)

@@ -6,10 +6,13 @@ Knows the machine and nothing of models; imports only torch.
 from __future__ import annotations
 
 import datetime
+import importlib.metadata
 import os
 import platform
+import re
 import shlex
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,9 +28,10 @@ def provenance(command: str | None = None) -> dict[str, Any]:
         command: The command to state; by default what started this process.
 
     Returns:
-        A JSON-able dict with the keys date, command, hardware and versions.
+        A JSON-able dict with the keys date, command, hardware and versions. Where torch finds a
+        GPU, hardware and versions also name its kind, driver, CUDA or ROCm and Triton.
     """
-    return {
+    report = {
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "command": command or command_line(),
         "hardware": {
@@ -44,6 +48,58 @@ def provenance(command: str | None = None) -> dict[str, Any]:
             "python": platform.python_version(),
         },
     }
+    if torch.cuda.is_available():
+        report["hardware"] |= gpu_hardware(torch.cuda.get_device_properties())
+        report["versions"] |= gpu_versions()
+    return report
+
+
+def gpu_hardware(properties: Any) -> dict[str, Any]:
+    """What matters of a GPU, from `torch.cuda.get_device_properties`."""
+    amd = torch.version.hip is not None
+    capability = f"sm_{properties.major}{properties.minor}"
+    return {
+        "gpu_architecture": properties.gcnArchName if amd else capability,
+        "gpu_multiprocessors": properties.multi_processor_count,
+        "gpu_memory_bytes": properties.total_memory,
+        "gpu_cache_bytes": properties.L2_cache_size,
+        "gpu_driver": gpu_driver(),
+    }
+
+
+def gpu_versions() -> dict[str, str | None]:
+    """CUDA or ROCm and cuDNN or MIOpen as torch was built with them, and Triton."""
+    cudnn = torch.backends.cudnn.version()
+    return {
+        "cuda": torch.version.cuda,
+        "hip": torch.version.hip,
+        "cudnn": None if cudnn is None else str(cudnn),
+        "triton": triton_version(),
+    }
+
+
+def triton_version() -> str | None:
+    """Version of the Triton that is installed, under any of the names it is published by."""
+    for name in ("triton", "pytorch-triton", "pytorch-triton-rocm", "triton-rocm"):
+        try:
+            return importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return None
+
+
+DRIVER_FILES = (Path("/proc/driver/nvidia/version"), Path("/sys/module/amdgpu/version"))
+"""Where Linux tells the version of a loaded GPU driver."""
+
+
+def gpu_driver(files: Sequence[Path] = DRIVER_FILES) -> str | None:
+    """Version of the GPU's driver; None where the system does not tell."""
+    for file in files:
+        if file.is_file():
+            found = re.search(r"\d+\.\d+(\.\d+)*", file.read_text(encoding="utf-8"))
+            if found:
+                return found[0]
+    return None
 
 
 def command_line() -> str:

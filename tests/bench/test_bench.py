@@ -8,6 +8,7 @@ import torch
 from cases import Case
 from torchadder.bench import SHAPES, Shape, measure_layer
 from torchadder.bench.baseline import UnfoldAdder2d, unfold_adder2d
+from torchadder.bench.shapes import GPU_SHAPES
 from torchadder.bench.step import measure_step
 from torchadder.bench.timing import median_ms
 from torchadder.cli import main
@@ -36,7 +37,7 @@ def test_baseline_is_the_same_operator(shape):
     assert layer(torch.randn(1, 3, 5, 5)).shape == (1, 4, 5, 5)
 
 
-@pytest.mark.parametrize("shape", SHAPES, ids=lambda s: s.name)
+@pytest.mark.parametrize("shape", [*SHAPES, *GPU_SHAPES], ids=lambda s: s.name)
 def test_names_of_shapes_can_be_read(shape):
     assert Shape.parse(shape.name) == shape
 
@@ -45,7 +46,7 @@ def test_names_of_shapes_can_be_read(shape):
 def test_timed_shapes_are_right(shape):
     """On one image of each layer that is timed, ours equals the plain version."""
     x = torch.randn(1, shape.in_channels, shape.size, shape.size)
-    w = torch.randn(shape.out_channels, shape.in_channels, shape.kernel, shape.kernel)
+    w = torch.randn(shape.weight_shape)
     part = slice(0, 8)
     want = unfold_adder2d(x, w[part], shape.stride, shape.padding)
     got = adder2d(x, w, None, shape.stride, shape.padding)[:, part]
@@ -53,9 +54,14 @@ def test_timed_shapes_are_right(shape):
 
 
 def test_shape_arithmetic():
-    assert TINY.output_size == 5
+    assert TINY.output_size == (5, 5)
     assert TINY.num_taps == 2 * 4 * 25 * 27
     assert TINY.name == "3x3 3->4 @9 /2 b2"
+    wide = Shape(2, 3, 4, 9, 3, stride=2, width=6)
+    assert wide.name == "3x3 3->4 @9x6 /2 b2"
+    assert wide.input_shape == (2, 3, 9, 6)
+    assert wide.output_shape == (2, 4, 5, 3)
+    assert wide.num_taps == 2 * 4 * 15 * 27
 
 
 @pytest.mark.parametrize(
@@ -64,6 +70,8 @@ def test_shape_arithmetic():
         ("3x3", "a shape looks like"),
         ("3x5 1->1 @9", "a shape looks like"),
         ("3x3 0->1 @9", "must be at least 1"),
+        ("3x3 1->1 @9x0", "must be at least 1"),
+        ("3x3 1->1 @9x", "a shape looks like"),
         ("4x4 1->1 @0", "must be at least 1"),
     ],
 )
@@ -121,7 +129,7 @@ def test_json_to_standard_output(capsys):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--device", "tpu"], "device must be cpu, got 'tpu'"),
+        (["--device", "tpu"], "device must be cpu or cuda, got 'tpu'"),
         (["--shapes", "big"], "a shape looks like"),
         (["--seconds", "0"], "seconds must be positive"),
         (["--threads", "0"], "threads must be at least 1"),

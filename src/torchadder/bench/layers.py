@@ -51,11 +51,10 @@ class LayerResult:
 
 
 def _functions(shape: Shape) -> dict[str, dict[str, Callable[[], object]]]:
-    x = torch.randn(shape.batch, shape.in_channels, shape.size, shape.size, requires_grad=True)
-    filters = (shape.out_channels, shape.in_channels, shape.kernel, shape.kernel)
-    w = torch.randn(filters, requires_grad=True)
+    x = torch.randn(shape.input_shape, requires_grad=True)
+    w = torch.randn(shape.weight_shape, requires_grad=True)
     stride, padding = shape.stride, shape.padding
-    g = torch.randn(shape.batch, shape.out_channels, shape.output_size, shape.output_size)
+    g = torch.randn(shape.output_shape)
     operators: dict[str, Callable[..., torch.Tensor]] = {
         "adder": lambda x, w: AF.adder2d(x, w, None, stride, padding),
         "conv": lambda x, w: F.conv2d(x, w, None, stride, padding),

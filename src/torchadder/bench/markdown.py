@@ -1,6 +1,7 @@
 """The benchmark's JSON as the Markdown that README shows.
 
 python -m torchadder.bench.markdown results/bench_cpu.json
+python -m torchadder.bench.markdown results/bench_cuda.json
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from torchadder.bench.gpu_markdown import gpu_speed_table
 from torchadder.bench.layers import PARTS
 
 
@@ -17,8 +19,10 @@ def speed_table(report: dict[str, Any]) -> str:
     """Conditions, one row a layer with the ratios to conv2d, and the training step.
 
     Args:
-        report: What ``torchadder bench --json`` wrote.
+        report: What ``torchadder bench --json`` wrote, on either device.
     """
+    if report.get("device") == "cuda":
+        return gpu_speed_table(report)
     hardware, versions = report["hardware"], report["versions"]
     peak = report["peak_pairs_per_second"]
     limit = "not measured" if peak is None else f"{peak['max_add'] / 1e9:.0f} G pairs/s"
@@ -59,5 +63,18 @@ def speed_table(report: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def main(argv: list[str]) -> int:
+    """Print the table of a report; 2 and one line on stderr where it cannot be read."""
+    try:
+        (file,) = argv
+        report = json.loads(Path(file).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        wanted = "wanted one file that `torchadder bench --json` wrote"
+        print(f"{wanted}: {error}", file=sys.stderr)
+        return 2
+    print(speed_table(report))
+    return 0
+
+
 if __name__ == "__main__":
-    print(speed_table(json.loads(Path(sys.argv[1]).read_text(encoding="utf-8"))))
+    sys.exit(main(sys.argv[1:]))

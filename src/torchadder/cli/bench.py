@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import json as json_format
 import sys
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,11 +14,16 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
+from torchadder.bench.gpu_report import measure_gpu
+from torchadder.bench.gpu_rig import Rig, current_gpu
+from torchadder.bench.gpu_table import gpu_tables
 from torchadder.bench.layers import LayerResult, measure_layer, measure_peak
-from torchadder.bench.shapes import SHAPES, Shape
+from torchadder.bench.shapes import GPU_SHAPES, SHAPES, Shape
 from torchadder.bench.step import StepResult, measure_step
 from torchadder.ops import cpu_library_info
 from torchadder.provenance import provenance
+
+DEVICES = ("cpu", "cuda")
 
 PAGE_WIDTH = 120
 """Columns of the table where the output is no terminal."""
@@ -40,11 +47,11 @@ def bench(
     most of the time; --baseline false leaves it out.
 
     Args:
-        device: "cpu".
+        device: "cpu" or "cuda", a CUDA or ROCm device; CUDA_VISIBLE_DEVICES chooses among several.
         json: File to write the results to, with hardware, versions, date and command; "-" for the
             standard output, where the table then goes to the standard error.
         shapes: Layers to time, separated by commas, such as "3x3 64->128 @56 /2 b8"; by default
-            the layers of ResNets.
+            the layers of ResNets, on a GPU with 256 images and beside them one of a detector.
         seconds: Time for each side of each measurement.
         baseline: Whether to time the unfold-and-broadcast version, too.
         step: Whether to time a training step of ResNet-20, too.
@@ -54,13 +61,16 @@ def bench(
         ValueError: An argument is wrong.
         OSError: The JSON file cannot be written.
     """
-    if device != "cpu":
-        raise ValueError(f"device must be cpu, got {device!r}")
+    if device not in DEVICES:
+        raise ValueError(f"device must be {' or '.join(DEVICES)}, got {device!r}")
     if seconds <= 0:
         raise ValueError(f"seconds must be positive, got {seconds}")
     if threads is not None and threads < 1:
         raise ValueError(f"threads must be at least 1, got {threads}")
-    chosen = SHAPES if shapes is None else tuple(Shape.parse(part) for part in shapes.split(","))
+    rig = current_gpu() if device == "cuda" else None
+    chosen = SHAPES if rig is None else GPU_SHAPES
+    if shapes is not None:
+        chosen = tuple(Shape.parse(part) for part in shapes.split(","))
     to_stdout = json == "-"
     path = None if json is None or to_stdout else Path(json)
     if path is not None:
@@ -72,6 +82,40 @@ def bench(
     stream = sys.stderr if to_stdout else sys.stdout
     console = Console(file=stream, width=None if stream.isatty() else PAGE_WIDTH)
     report: dict[str, Any] = provenance()
+    if rig is None:
+        _bench_cpu(report, console, chosen, seconds, baseline, step)
+    else:
+        _bench_gpu(report, console, rig, chosen, seconds, baseline, step)
+    text = json_format.dumps(report, indent=2)
+    if to_stdout:
+        print(text)
+    elif path is not None:
+        path.write_text(text + "\n", encoding="utf-8")
+        console.print(f"written to {path}", highlight=False)
+
+
+@contextlib.contextmanager
+def _announcer(console: Console) -> Iterator[Callable[[str], None]]:
+    """Tells what is measured now: on a terminal in one line that goes away."""
+    with console.status("") as status:
+
+        def announce(what: str) -> None:
+            status.update(what)
+            if not console.is_terminal:
+                console.print(what, highlight=False)
+
+        yield announce
+
+
+def _bench_cpu(
+    report: dict[str, Any],
+    console: Console,
+    shapes: Sequence[Shape],
+    seconds: float,
+    baseline: bool,
+    step: bool,
+) -> None:
+    """Measure the processor, add to the report and print tables."""
     hardware = report["hardware"]
     console.print(
         f"{hardware['cpu']}, {hardware['torch_threads']} threads, {hardware['instruction_set']}, "
@@ -87,31 +131,42 @@ def bench(
         )
     report["peak_pairs_per_second"] = peak
     layers: list[LayerResult] = []
-    with console.status("") as status:
-
-        def announce(what: str) -> None:
-            status.update(f"timing {what}")
-            if not console.is_terminal:
-                console.print(f"timing {what}", highlight=False)
-
-        for shape in chosen:
-            announce(shape.name)
+    whole = None
+    with _announcer(console) as announce:
+        for shape in shapes:
+            announce(f"timing {shape.name}")
             layers += measure_layer(shape, seconds, baseline, peak["max_add"] if peak else None)
         report["layers"] = [result.to_dict() for result in layers]
-        whole = None
         if step:
-            announce("a training step of ResNet-20")
+            announce("timing a training step of ResNet-20")
             whole = measure_step(seconds=10 * seconds, baseline=baseline)
             report["step"] = whole.to_dict()
     console.print(layer_table(layers))
     if whole is not None:
         console.print(describe_step(whole), highlight=False)
-    text = json_format.dumps(report, indent=2)
-    if to_stdout:
-        print(text)
-    elif path is not None:
-        path.write_text(text + "\n", encoding="utf-8")
-        console.print(f"written to {path}", highlight=False)
+
+
+def _bench_gpu(
+    report: dict[str, Any],
+    console: Console,
+    rig: Rig,
+    shapes: Sequence[Shape],
+    seconds: float,
+    baseline: bool,
+    step: bool,
+) -> None:
+    """Measure the GPU, add to the report and print tables."""
+    hardware, versions = report["hardware"], report["versions"]
+    console.print(
+        f"{hardware['gpu']}, torch {versions['torch']}, Triton {versions.get('triton')}",
+        highlight=False,
+    )
+    with _announcer(console) as announce:
+        report |= measure_gpu(
+            shapes, rig, seconds=seconds, baseline=baseline, step=step, announce=announce
+        )
+    for table in gpu_tables(report):
+        console.print(table)
 
 
 def layer_table(results: list[LayerResult]) -> Table:
