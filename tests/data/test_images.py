@@ -5,7 +5,7 @@ import torch
 
 from torchadder.data import DataError, ImageData, Preprocess, decode
 from torchadder.data.images import draw, measure, mix, random_crop, random_flip
-from torchadder.data.module import EpochSampler
+from torchadder.data.sampling import EpochSampler
 
 
 def test_mix_is_the_finaliser_of_splitmix64():

@@ -68,9 +68,14 @@ class Preprocess:
 
     def normalize(self, images_NCHW: Tensor) -> Tensor:
         """uint8 images as float32 with the recorded mean and standard deviation removed."""
-        mean = torch.tensor(self.mean, device=images_NCHW.device).view(1, -1, 1, 1) * 255
-        std = torch.tensor(self.std, device=images_NCHW.device).view(1, -1, 1, 1) * 255
+        mean, std = self.statistics(images_NCHW.device)
         return (images_NCHW.float() - mean) / std
+
+    def statistics(self, device: torch.device) -> tuple[Tensor, Tensor]:
+        """Mean and standard deviation for pixels in 0..255, (1, C, 1, 1) each."""
+        mean = torch.tensor(self.mean, device=device).view(1, -1, 1, 1) * 255
+        std = torch.tensor(self.std, device=device).view(1, -1, 1, 1) * 255
+        return mean, std
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, ready for JSON."""
@@ -209,21 +214,36 @@ class Images(Dataset):
         )
 
 
-def random_crop(images_NCHW: Tensor, seed: int, epoch: int, indices: np.ndarray) -> Tensor:
-    """Pads by 1/8 of the height (4 pixels for 32) with zeros and cuts the old size somewhere."""
-    height, width = images_NCHW.shape[-2:]
-    pad = max(1, height // 8)
-    choices = np.uint64(2 * pad + 1)
+def crop_padding(height: int) -> int:
+    """Zeros around an image before a random crop: 1/8 of the height, 4 pixels for 32."""
+    return max(1, height // 8)
+
+
+def draw_corners(height: int, seed: int, epoch: int, indices: np.ndarray) -> tuple[Tensor, Tensor]:
+    """Top rows and left columns of random crops in padded images, int64 (N) each."""
+    choices = np.uint64(2 * crop_padding(height) + 1)
     rows = torch.from_numpy((draw(seed, epoch, indices, 0) % choices).astype(np.int64))
     columns = torch.from_numpy((draw(seed, epoch, indices, 1) % choices).astype(np.int64))
-    padded = torch.nn.functional.pad(images_NCHW, [pad] * 4)
+    return rows, columns
+
+
+def draw_flips(seed: int, epoch: int, indices: np.ndarray) -> Tensor:
+    """Which images are mirrored, bool (N): half of them."""
+    return torch.from_numpy(draw(seed, epoch, indices, 2) % np.uint64(2) == 1)
+
+
+def random_crop(images_NCHW: Tensor, seed: int, epoch: int, indices: np.ndarray) -> Tensor:
+    """Pads with `crop_padding` zeros and cuts the old size somewhere."""
+    height, width = images_NCHW.shape[-2:]
+    rows, columns = draw_corners(height, seed, epoch, indices)
+    padded = torch.nn.functional.pad(images_NCHW, [crop_padding(height)] * 4)
     windows = padded.unfold(2, height, 1).unfold(3, width, 1)  # (N, C, 2p+1, 2p+1, H, W), a view
     return windows[torch.arange(len(images_NCHW)), :, rows, columns]
 
 
 def random_flip(images_NCHW: Tensor, seed: int, epoch: int, indices: np.ndarray) -> Tensor:
     """Mirrors half of the images left to right."""
-    is_flipped = torch.from_numpy(draw(seed, epoch, indices, 2) % np.uint64(2) == 1)
+    is_flipped = draw_flips(seed, epoch, indices)
     return torch.where(is_flipped.view(-1, 1, 1, 1), images_NCHW.flip(-1), images_NCHW)
 
 

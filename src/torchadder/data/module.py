@@ -3,79 +3,27 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
 from typing import Any
 
 import lightning
-import numpy as np
 import torch
-from torch.utils.data import DataLoader, Sampler
+from torch.utils.data import DataLoader
 
+from torchadder.data.device import AUGMENTATIONS, DeviceLoader, bytes_on_device
 from torchadder.data.images import (
     Images,
     Preprocess,
     decode_all,
     decode_row,
-    draw,
     measure,
     probe,
 )
 from torchadder.data.plan import BatchPlan
+from torchadder.data.sampling import EpochSampler
 from torchadder.data.sources import DataError, divide, open_source
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
-
-
-class EpochSampler(Sampler[tuple[int, int]]):
-    """Yields (epoch, index), shuffled by a pure function of (seed, epoch).
-
-    Lightning calls `set_epoch`. Under distributed training each rank takes every `world_size`-th
-    index; nothing is repeated, so shares may differ by one.
-
-    Args:
-        num_images: Images of the split.
-        shuffle: Whether to shuffle.
-        seed: Seed of the order.
-        rank: Number of this process.
-        world_size: Number of processes.
-        num_used: Images of the order that are used; None: all.
-    """
-
-    def __init__(
-        self,
-        num_images: int,
-        *,
-        shuffle: bool,
-        seed: int,
-        rank: int = 0,
-        world_size: int = 1,
-        num_used: int | None = None,
-    ) -> None:
-        self.num_images = num_images
-        self.shuffle = shuffle
-        self.seed = seed
-        self.rank = rank
-        self.world_size = world_size
-        self.num_used = num_images if num_used is None else num_used
-        self.epoch = 0
-
-    def set_epoch(self, epoch: int) -> None:
-        """Chooses the order."""
-        self.epoch = epoch
-
-    def __len__(self) -> int:
-        return len(range(self.rank, self.num_used, self.world_size))
-
-    def __iter__(self) -> Iterator[tuple[int, int]]:
-        if self.shuffle:
-            key = int(draw(self.seed, self.epoch, np.zeros(1), 7)[0] >> np.uint64(1))
-            generator = torch.Generator().manual_seed(key)
-            order = torch.randperm(self.num_images, generator=generator).tolist()
-        else:
-            order = list(range(self.num_images))
-        for index in order[self.rank : self.num_used : self.world_size]:
-            yield self.epoch, index
 
 
 class ImageData(lightning.LightningDataModule):
@@ -101,6 +49,10 @@ class ImageData(lightning.LightningDataModule):
         val_fraction: That part.
         workers: Worker processes; None takes 0 for cached images, else one per CPU up to 4.
         cache_mb: Largest size of the decoded images kept in memory, in MiB.
+        device_cache: Keep decoded images on the device that trains and make the batches there, the
+            same bit for bit: True, False, or "auto": on a CUDA device, if they take no more than a
+            quarter of its free memory.
+        eval_batch_size: Images per validation batch, all processes together; None: `batch_size`.
         seed: Seed of order and augmentation.
 
     Attributes:
@@ -138,6 +90,8 @@ class ImageData(lightning.LightningDataModule):
         val_fraction: float = 0.2,
         workers: int | None = None,
         cache_mb: int = 1024,
+        device_cache: bool | str = "auto",
+        eval_batch_size: int | None = None,
         seed: int = 0,
     ) -> None:
         super().__init__()
@@ -154,8 +108,11 @@ class ImageData(lightning.LightningDataModule):
         self.val_fraction = val_fraction
         self.workers = workers
         self.cache_mb = cache_mb
+        self.device_cache = device_cache
+        self.eval_batch_size = eval_batch_size
         self.seed = seed
         self._is_open = False
+        self._is_on_device: bool | None = None
 
     def setup(self, stage: str | None = None) -> None:
         """Opens the source and decodes what fits in memory; later calls do nothing."""
@@ -193,6 +150,12 @@ class ImageData(lightning.LightningDataModule):
         strict = self.image_size is None
         image_bytes = channels * height * width
         fits = (len(train) + len(val)) * image_bytes <= self.cache_mb * 2**20
+        if self.device_cache is True and not (fits and self.augment in AUGMENTATIONS):
+            raise DataError(
+                f"data.device_cache=true wants decoded images of at most data.cache_mb="
+                f"{self.cache_mb} MiB and data.augment {', '.join(AUGMENTATIONS)}; these take "
+                f"{(len(train) + len(val)) * image_bytes / 2**20:.0f} MiB, augment={self.augment}"
+            )
         train_cache = decode_all(train, blank, strict=strict) if fits and not whole_images else None
         val_cache = decode_all(val, blank, strict=strict) if fits else None
         mean, std = self._statistics(train_cache, train, blank)
@@ -218,13 +181,14 @@ class ImageData(lightning.LightningDataModule):
             mean, std = measure(cache)
         return tuple(self.mean or mean), tuple(self.std or std)
 
-    def train_dataloader(self) -> DataLoader:
+    def train_dataloader(self) -> DataLoader | DeviceLoader:
         """Shuffled, augmented batches (images float32 (N, C, H, W), labels int64 (N))."""
-        return self._loader(self.train, self._sampler(self.train, shuffle=True))
+        return self._loader(self.train, self._sampler(self.train, shuffle=True), self.batch_size)
 
-    def val_dataloader(self) -> DataLoader:
+    def val_dataloader(self) -> DataLoader | DeviceLoader:
         """Validation batches in the order of the source."""
-        return self._loader(self.val, self._sampler(self.val, shuffle=False))
+        batch_size = self.eval_batch_size or self.batch_size
+        return self._loader(self.val, self._sampler(self.val, shuffle=False), batch_size)
 
     def plan(self, world_size: int) -> BatchPlan:
         """How an epoch of the training images is divided among the processes.
@@ -255,22 +219,38 @@ class ImageData(lightning.LightningDataModule):
             return 0, 1
         return self.trainer.global_rank, self.trainer.world_size
 
-    def _loader(self, images: Images, sampler: EpochSampler) -> DataLoader:
+    def _loader(
+        self, images: Images, sampler: EpochSampler, batch_size: int
+    ) -> DataLoader | DeviceLoader:
+        batch_size = max(1, batch_size // sampler.world_size)
+        device = None if self.trainer is None else self.trainer.strategy.root_device
+        if self._is_on_device is None and device is not None:
+            self._is_on_device = self._fits(device)
+        if device is not None and self._is_on_device:
+            return DeviceLoader(images, sampler, batch_size, device)
         workers = self.workers
         if workers is None:
             workers = 0 if images.cache is not None else min(4, os.cpu_count() or 1)
-        on_gpu = self.trainer is not None and self.trainer.strategy.root_device.type == "cuda"
         return DataLoader(
             images,
-            batch_size=max(1, self.batch_size // sampler.world_size),
+            batch_size=batch_size,
             sampler=sampler,
             num_workers=workers,
             persistent_workers=workers > 0,
-            pin_memory=on_gpu,
+            pin_memory=device is not None and device.type == "cuda",
             collate_fn=_identity,
             # A generator of its own keeps the loader from drawing on torch's global one.
             generator=torch.Generator().manual_seed(self.seed),
         )
+
+    def _fits(self, device: torch.device) -> bool:
+        """Whether the images of both splits are to be kept on the device that computes."""
+        if self.device_cache != "auto":
+            return bool(self.device_cache)
+        if device.type != "cuda" or self.train.cache is None or self.augment not in AUGMENTATIONS:
+            return False
+        free, _ = torch.cuda.mem_get_info(device)
+        return 4 * (bytes_on_device(self.train) + bytes_on_device(self.val)) <= free
 
 
 def _identity(batch: Any) -> Any:
