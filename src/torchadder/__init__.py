@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from torchadder import models as models
     from torchadder import optim as optim
     from torchadder import report as report
+    from torchadder import slac as slac
     from torchadder import tasks as tasks
     from torchadder import training as training
     from torchadder.checkpoint import load as load
@@ -44,6 +45,7 @@ _MODULES = (
     "models",
     "optim",
     "report",
+    "slac",
     "tasks",
     "training",
 )
@@ -71,6 +73,7 @@ __all__ = [
     "optim",
     "report",
     "save",
+    "slac",
     "tasks",
     "training",
 ]

@@ -15,6 +15,8 @@ import inspect
 from collections.abc import Callable
 from typing import Any
 
+from torch import nn
+
 from torchadder.models import published
 from torchadder.models.classifier import ImageClassifier
 from torchadder.models.convolution import CONVOLUTIONS, ConvFactory, ConvSpec
@@ -31,9 +33,11 @@ from torchadder.models.resnet import (
     resnet101,
 )
 from torchadder.models.vgg import VGGSmall, vgg_small
+from torchadder.slac import SlacHead
 
 __all__ = [
     "CONVOLUTIONS",
+    "HEADS",
     "MODELS",
     "CifarResNet",
     "ConvFactory",
@@ -68,12 +72,18 @@ MODELS: dict[str, Callable[..., ImageClassifier]] = {
 """Every model of the package by the name that recipes, checkpoints and the command line use."""
 
 
+HEADS: dict[str, Callable[[int, int], nn.Module]] = {"slac": SlacHead}
+"""Classifiers that `build` can put in the place of a model's own, made from the number of features
+and of classes."""
+
+
 def build(name: str, **kwargs: Any) -> ImageClassifier:
     """Build the model called `name`, as recipes and checkpoints do.
 
     Args:
         name: a key of `MODELS`.
-        **kwargs: arguments of the builder; `conv` may be "conv", "adder" or a mapping.
+        **kwargs: arguments of the builder; `conv` may be "conv", "adder" or a mapping, and `head`
+            a key of `HEADS` for every model.
 
     Raises:
         ValueError: if `name` is unknown (the message names the nearest ones) or an argument has
@@ -87,6 +97,13 @@ def build(name: str, **kwargs: Any) -> ImageClassifier:
         nearest = difflib.get_close_matches(str(name), MODELS) or list(MODELS)
         raise ValueError(f"model {name!r} is unknown; the nearest names are {', '.join(nearest)}")
     builder = MODELS[name]
+    head = kwargs.get("head")
+    if isinstance(head, str) and head in HEADS:
+        model = build(name, **{key: value for key, value in kwargs.items() if key != "head"})
+        model.replace_head(HEADS[head](model.num_features, model.num_classes))
+        assert model.config is not None
+        model.config["kwargs"]["head"] = head
+        return model
     accepted = inspect.signature(builder).parameters
     unknown = [key for key in kwargs if key not in accepted]
     if unknown:

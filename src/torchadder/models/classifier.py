@@ -20,9 +20,13 @@ class ImageClassifier(nn.Module):
         num_features: width of `forward_features`.
         num_classes: width of `forward`.
         min_size: smallest height and width the layers can process.
+        head: module that classifies the features in the place of `forward_head`, or None; see
+            `replace_head`.
+        head_layers: names of the layers that `forward_head` uses.
     """
 
     config: dict[str, Any] | None = None
+    head_layers: tuple[str, ...] = ()
 
     def __init__(
         self,
@@ -37,6 +41,7 @@ class ImageClassifier(nn.Module):
         self.num_features = num_features
         self.image_shape = (positive_int("in_channels", image_shape[0]), *image_shape[1:])
         self.min_size = min_size
+        self.head: nn.Module | None = None
 
     def forward_features(self, x: Tensor) -> Tensor:
         """Return the flattened penultimate features, shape (N, num_features)."""
@@ -52,7 +57,14 @@ class ImageClassifier(nn.Module):
         Raises:
             ValueError: if `x` is not (N, C, H, W) with the model's C, or too small for its layers.
         """
-        return self.forward_head(self.forward_features(x))
+        features = self.forward_features(x)
+        return self.forward_head(features) if self.head is None else self.head(features)
+
+    def replace_head(self, head: nn.Module) -> None:
+        """Classify by `head`, (N, num_features) to (N, num_classes); the old layers are removed."""
+        for name in self.head_layers if self.head is None else ():
+            delattr(self, name)
+        self.head = head
 
     def check_images(self, x: Tensor) -> None:
         """Raise ValueError unless `x` can pass through the layers."""

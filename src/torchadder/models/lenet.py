@@ -10,6 +10,8 @@ from torchadder.nn import Adder2d
 class LeNet5BN(ImageClassifier):
     """The layers C1, C3, C5, F6 of LeNet-5, each followed by BN; see `lenet5_bn`."""
 
+    head_layers = ("fc", "bn_fc")
+
     def __init__(
         self,
         *,

@@ -84,6 +84,8 @@ class ResNet(ImageClassifier):
     pooled features whose logits are normalised by a BN, as in AdderNet's released code.
     """
 
+    head_layers = ("fc", "bn2")
+
     def __init__(
         self,
         *,

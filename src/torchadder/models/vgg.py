@@ -10,6 +10,8 @@ from torchadder.nn import Adder2d
 class VGGSmall(ImageClassifier):
     """Six 3x3 convolutions in three pairs and one linear layer; see `vgg_small`."""
 
+    head_layers = ("fc",)
+
     def __init__(self, *, num_classes: int, conv: ConvSpec, in_channels: int) -> None:
         super().__init__(
             num_classes=num_classes,

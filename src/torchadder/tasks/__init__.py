@@ -7,5 +7,6 @@ knows neither files nor folders nor the number of epochs; that is the trainer's 
 from torchadder.tasks.classification import Classification
 from torchadder.tasks.distillation import Distillation
 from torchadder.tasks.ramp import Ramp
+from torchadder.tasks.slac import SlacClassification
 
-__all__ = ["Classification", "Distillation", "Ramp"]
+__all__ = ["Classification", "Distillation", "Ramp", "SlacClassification"]

@@ -379,6 +379,12 @@ class Recipe:
             _require(finite, f"slac.{key}", weight, "a finite number of at least 0")
         _require(0 < slac.sigma_rate < float("inf"), "slac.sigma_rate", slac.sigma_rate, "> 0")
         _require(
+            self.model.head is None or "head" not in self.model.kwargs,
+            "model.kwargs.head",
+            self.model.kwargs.get("head"),
+            f"no second head beside model.head = {self.model.head!r}",
+        )
+        _require(
             self.model.head is None or self.method == "supervised",
             "model.head",
             self.model.head,

@@ -40,7 +40,7 @@ from torchadder.data import BatchPlan, ImageData
 from torchadder.distill import Distiller, find_method, options_of, share_initial_values
 from torchadder.lp import ExponentSchedule, set_exponent_
 from torchadder.provenance import provenance
-from torchadder.tasks import Classification, Distillation, Ramp
+from torchadder.tasks import Classification, Distillation, Ramp, SlacClassification
 from torchadder.training import distributed
 from torchadder.training.callbacks import BestAndLast, MetricsTable, RunState, read_metrics
 from torchadder.training.checkpoint_io import SafetensorsCheckpointIO, read_state
@@ -227,6 +227,8 @@ def build_task(recipe: Recipe, data: ImageData) -> Classification:
         "interval": recipe.schedule.interval,
         "min_lr": recipe.schedule.min_lr,
     }
+    if recipe.model.head == "slac":
+        return SlacClassification(student, **options, **dataclasses.asdict(recipe.slac))
     if recipe.method == "supervised":
         return Classification(student, **options)
     config = recipe.distill
@@ -294,6 +296,8 @@ def build_model(config: ModelConfig, data: ImageData, key: str) -> nn.Module:
         "conv": config.conv,
         **config.kwargs,
     }
+    if config.head is not None:
+        arguments["head"] = config.head
     try:
         model = models.build(config.name, **arguments)
         model.eval()
