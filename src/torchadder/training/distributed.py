@@ -182,6 +182,24 @@ def on_first(function: Callable[[], T]) -> T:
     return outcome[0]
 
 
+def first_of(error: Exception, counts: bool) -> Exception:
+    """The error that all processes raise where each of them has one.
+
+    Args:
+        error: This process's error.
+        counts: Whether it says more than that some process met an error.
+
+    Returns:
+        The error of the lowest rank whose own counts, else of rank 0.
+    """
+    if not dist.is_initialized():
+        return error
+    texts: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(texts, (type(error), str(error), counts))
+    rank = next((rank for rank, text in enumerate(texts) if text[2]), 0)
+    return _shared(texts[rank][:2], rank, error)
+
+
 def _shared(text: Any, rank: int, own: Exception | None) -> Exception:
     """An error that every process raises; only the first one needs to say it."""
     kind, message = text

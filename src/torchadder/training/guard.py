@@ -9,6 +9,7 @@ from lightning import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback
 from torch import Tensor
 
+from torchadder.training import distributed
 from torchadder.training.localise import all_finite, first_non_finite, layer_words
 from torchadder.training.watch import FiniteWatch, Moment
 
@@ -28,6 +29,10 @@ class NonFiniteGuard(Callback):
     it raises a flag there, by which the optimizer leaves the weights as they are from the failing
     step on. The flag is read every few hundred steps and at the end of each epoch; what is said
     about step, batch and layer is the same.
+
+    Where several processes train, the gradients are looked at when they have been summed over all
+    of them, so that all stop at the same step; then each runs its own share of the batch again, and
+    all raise what the first of them found.
 
     Args:
         every: Steps after which the flag is read.
@@ -69,7 +74,7 @@ class NonFiniteGuard(Callback):
         """Checks the loss."""
         if self._watch is not None:
             self._loss = loss.detach()
-        elif not torch.isfinite(loss):
+        elif trainer.world_size == 1 and not torch.isfinite(loss):
             self._stop(trainer, pl_module, self._moment, *self._batch)
 
     def on_after_backward(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -77,9 +82,13 @@ class NonFiniteGuard(Callback):
         if trainer.precision == "16-mixed":
             return
         gradients = [p.grad for p in pl_module.parameters() if p.grad is not None]
+        is_summed = trainer.world_size == 1 or not trainer.fit_loop._should_accumulate()
+        if not is_summed:
+            gradients = []
         if self._watch is not None:
             assert self._loss is not None
-            self._watch.end([*gradients, self._loss])
+            own = [self._loss] if trainer.world_size == 1 else []
+            self._watch.end([*gradients, *own])
         elif gradients and not all_finite(gradients):
             self._stop(trainer, pl_module, self._moment, *self._batch)
 
@@ -103,7 +112,7 @@ class NonFiniteGuard(Callback):
             name = next(name for name, value in state.items() if not all_finite([value]))
             raise NonFiniteError(f"{when}: {layer_words(name)} is not finite{_kept(trainer)}")
         for name, value in trainer.callback_metrics.items():
-            if name.endswith("val_loss") and not torch.isfinite(value):
+            if name.endswith("loss") and not torch.isfinite(value):
                 raise NonFiniteError(f"{when}: {name} is {float(value)}{_kept(trainer)}")
 
     def _read_flag(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -129,9 +138,13 @@ class NonFiniteGuard(Callback):
             what += f"; first non-finite in forward order: {output}"
         if gradient is not None:
             what += f"; first non-finite gradient in backward order: {gradient}"
-        raise NonFiniteError(
-            f"step {moment.step} (epoch {moment.epoch + 1}, batch {moment.batch_idx}): "
-            f"{what}{_kept(trainer)}"
+        is_found = output is not None or gradient is not None or not torch.isfinite(loss)
+        raise distributed.first_of(
+            NonFiniteError(
+                f"step {moment.step} (epoch {moment.epoch + 1}, batch {moment.batch_idx}): "
+                f"{what}{_kept(trainer)}"
+            ),
+            is_found,
         )
 
 
