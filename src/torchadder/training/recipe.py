@@ -46,6 +46,9 @@ class DataConfig:
         val_fraction: That part, where the source has a training split only.
         workers: Processes that decode images; null chooses (0 where the images fit in memory).
         cache_mb: Decoded images are kept in memory up to this size, in MiB.
+        device_cache: Keep decoded images on the device that trains and make the batches there, the
+            same bit for bit: true, false, or "auto": on a CUDA device that has room for them.
+        eval_batch_size: Images per validation batch; null: `batch_size`.
     """
 
     source: str = "mnist"
@@ -61,6 +64,8 @@ class DataConfig:
     val_fraction: float = 0.2
     workers: int | None = None
     cache_mb: int = 1024
+    device_cache: bool | Literal["auto"] = "auto"
+    eval_batch_size: int | None = None
 
 
 @dataclass
@@ -240,6 +245,13 @@ class TrainerConfig:
         deterministic: Refuse operators without a deterministic form (matters on GPUs only).
         sync_batchnorm: Take batch norm's statistics over the batch of all processes.
         timeout: Seconds that processes wait for each other before they give up.
+        check_val_every: Epochs from one validation to the next; the last epoch always has one.
+            Checkpoints are written after epochs with a validation and, where that takes long, once
+            a minute.
+        compile: Compile the training step (both nets and the loss): false, true, or a mode of
+            torch.compile. Same results up to rounding.
+        cuda_graph: On a CUDA device, record the training step once and replay it, which frees the
+            host from launching its kernels one by one; no effect elsewhere.
     """
 
     accelerator: str = "auto"
@@ -253,6 +265,11 @@ class TrainerConfig:
     deterministic: bool = False
     sync_batchnorm: bool = False
     timeout: float = 1800.0
+    check_val_every: int = 1
+    compile: (
+        bool | Literal["default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs"]
+    ) = False
+    cuda_graph: bool = False
 
 
 @dataclass
@@ -342,7 +359,20 @@ class Recipe:
             self.schedule.min_lr,
             f"0 .. optimizer.lr={optimizer.lr}",
         )
+        _require(
+            data.eval_batch_size is None or data.eval_batch_size >= 1,
+            "data.eval_batch_size",
+            data.eval_batch_size,
+            "at least 1",
+        )
         _require(trainer.accumulate >= 1, "trainer.accumulate", trainer.accumulate, "at least 1")
+        _require(
+            trainer.check_val_every >= 1,
+            "trainer.check_val_every",
+            trainer.check_val_every,
+            "at least 1",
+        )
+        _check_graph(self)
         for key in ("limit_train_batches", "limit_val_batches"):
             limit = getattr(trainer, key)
             _require(
@@ -478,6 +508,31 @@ def _complete(method: str, config: DistillConfig) -> DistillConfig:
                 f"it is known to {', '.join(owners)}"
             )
     return dataclasses.replace(config, **filled)
+
+
+def _check_graph(recipe: Recipe) -> None:
+    trainer = recipe.trainer
+    if not trainer.cuda_graph:
+        return
+    _require(
+        trainer.accumulate == 1,
+        "trainer.accumulate",
+        trainer.accumulate,
+        "1 (a replayed step, trainer.cuda_graph, writes its gradients over those of the batch "
+        "before)",
+    )
+    _require(
+        trainer.compile not in ("reduce-overhead", "max-autotune"),
+        "trainer.compile",
+        trainer.compile,
+        "a mode without CUDA graphs of its own (trainer.cuda_graph makes one of the whole step)",
+    )
+    _require(
+        recipe.lp.schedule == "none",
+        "lp.schedule",
+        recipe.lp.schedule,
+        "none (a replayed step, trainer.cuda_graph, keeps its exponent)",
+    )
 
 
 def keys(section: type = Recipe, prefix: str = "") -> list[str]:
