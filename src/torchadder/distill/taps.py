@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import fnmatch
+import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -186,14 +187,18 @@ def check_equal_channels(
 def num_channels(net: nn.Module, name: str) -> int:
     """Return the number of channels that the part called `name` puts out.
 
-    That of the part itself or, if it only holds others, of the last one in it that has a number.
+    That of the part itself, or of the last layer in it that has a number, or, where none has, such
+    as in an activation function, of the last layer before it.
 
     Raises:
-        ValueError: no layer of that part has a number of channels.
+        ValueError: there is no such layer.
     """
-    for layer in reversed(list(get_layer(net, name).modules())):
+    layers = _layers(net)
+    inside = list(layers[name].modules())
+    before = list(itertools.takewhile(lambda layer: layer is not layers[name], layers.values()))
+    for layer in (*reversed(inside), *reversed(before)):
         channels = getattr(layer, "out_channels", getattr(layer, "num_features", None))
-        if isinstance(channels, int):
+        if isinstance(channels, int) and next(layer.children(), None) is None:
             return channels
     raise ValueError(f"the number of channels of {name!r} in {_name(net)} is not known")
 
