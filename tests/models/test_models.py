@@ -233,7 +233,11 @@ def test_unknown_argument():
 @pytest.mark.parametrize(
     ("conv", "error", "message"),
     [
-        ("adder3d", ValueError, "conv='adder3d' is unknown; wanted one of 'adder', 'conv'"),
+        (
+            "adder3d",
+            ValueError,
+            "conv='adder3d' is unknown; wanted one of 'adder', 'adder_lp', 'conv'",
+        ),
         ({"grad": "sign"}, ValueError, "needs a 'type'"),
         ({"type": "adder", "grad": "round"}, ValueError, "round"),
         ({"type": "adder", "gradient": "sign"}, TypeError, "cannot be called like torch.nn.Conv2d"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 
 import torch
@@ -93,9 +94,9 @@ class SlacHead(nn.Module):
                 f"features must have shape (N, {self.num_features}), got {tuple(features.shape)}"
             )
         classes = max(1, CHUNK_ELEMENTS // self.num_features)
-        with torch.autocast(features.device.type, enabled=False):
+        with full_precision(features):
             x = features.to(self.mu.dtype)
-            if classes >= self.num_classes:
+            if classes >= self.num_classes or not torch.is_grad_enabled():
                 return _log_densities(x, self.mu, self.log_sigma, self.gamma)
             parameters = zip(
                 *(p.split(classes) for p in (self.mu, self.log_sigma, self.gamma)), strict=True
@@ -119,6 +120,14 @@ def _log_densities(x_ND: Tensor, mu_KD: Tensor, log_sigma_KD: Tensor, gamma_KD: 
     skew_KN = torch.bmm(difference_KND, (gamma_KD * inverse_KD)[:, :, None]).squeeze(2)
     scale_K = log_sigma_KD.sum(1) / 2 + alpha_K.log()
     return (skew_KN - alpha_K[:, None] * root(squares_KN) - scale_K[:, None]).t()
+
+
+def full_precision(tensor: Tensor) -> contextlib.AbstractContextManager[object]:
+    """A `with` block without autocast on the device of ``tensor``."""
+    device_type = tensor.device.type
+    if not torch.amp.is_autocast_available(device_type):
+        return contextlib.nullcontext()
+    return torch.autocast(device_type, enabled=False)
 
 
 def root(squares: Tensor) -> Tensor:

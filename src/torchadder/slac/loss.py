@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from torchadder.slac.head import SlacHead
+from torchadder.slac.head import SlacHead, full_precision
 
 # Skews shorter than this have no angle to speak of: the cosine fades to 0 there. Without it, the
 # gradient of the angle would grow like 1 / |gamma| around the initial gamma = 0.
@@ -83,14 +83,14 @@ def angle_term(head: SlacHead) -> Tensor:
     farthest = distances.amax(1, keepdim=True).clamp_min(torch.finfo(distances.dtype).tiny)
     lengths = (head.gamma.square().sum(1) + SHORTEST_SKEW**2).sqrt()
     directions = head.gamma / lengths[:, None]
-    with torch.autocast(head.gamma.device.type, enabled=False):
+    with full_precision(head.gamma):
         cosines = directions @ directions.t()
     return (cosines - 1 + 2 * distances / farthest).square().mean()
 
 
 def class_distances(head: SlacHead) -> Tensor:
     """``D(m,n) = (mu_m - mu_n)' Sigma_n^-1 (mu_m - mu_n)``, (K, K), not symmetric."""
-    with torch.autocast(head.mu.device.type, enabled=False):
+    with full_precision(head.mu):
         inverse = torch.exp(-head.log_sigma)
         weighted = head.mu * inverse
         own = (head.mu * weighted).sum(1)
