@@ -87,7 +87,7 @@ class Classification(lightning.LightningModule):
         self.interval = interval
         self.min_lr = min_lr
         self.train_totals = EpochTotals()
-        self.val_metrics = accuracies(num_classes, "val_")
+        self.val_metrics = validation_metrics(num_classes, "val_")
         self.batch_weight: Callable[[int], float] | None = None
         self.fast_step: LossAndSums | None = None
         self.fused: bool | None = None
@@ -182,15 +182,7 @@ class Classification(lightning.LightningModule):
     def log_validation(
         self, metrics: MetricCollection, prefix: str, logits: Tensor, labels: Tensor
     ) -> None:
-        """Adds the loss and the metrics of a batch to those of the epoch."""
-        self.log(
-            f"{prefix}loss",
-            F.cross_entropy(logits, labels),
-            on_step=False,
-            on_epoch=True,
-            batch_size=len(labels),
-            sync_dist=True,
-        )
+        """Adds a batch to the metrics of the epoch."""
         metrics.update(logits, labels)
         self.log_dict(metrics, on_step=False, on_epoch=True, prog_bar=prefix == "val_")
 
@@ -249,13 +241,41 @@ class Classification(lightning.LightningModule):
         return factor
 
 
-def accuracies(num_classes: int, prefix: str) -> MetricCollection:
-    """Top-1 accuracy and, above five classes, top-5 accuracy."""
+class MeanCrossEntropy(Metric):
+    """Cross-entropy averaged over images, however they are divided among batches and processes.
+
+    Lightning's own mean divides by a number of images that it rounds down when it averages it over
+    the processes.
+    """
+
+    total: Tensor
+    count: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.add_state("total", torch.zeros(()), dist_reduce_fx="sum")
+        self.add_state("count", torch.zeros(()), dist_reduce_fx="sum")
+
+    def update(self, logits: Tensor, labels: Tensor) -> None:
+        """Adds a batch: logits (N, K) and labels (N)."""
+        self.total += F.cross_entropy(logits, labels, reduction="sum")
+        self.count += len(labels)
+
+    def compute(self) -> Tensor:
+        """The mean, in nats."""
+        return self.total / self.count
+
+
+def validation_metrics(num_classes: int, prefix: str) -> MetricCollection:
+    """Loss, top-1 accuracy and, above five classes, top-5 accuracy."""
 
     def accuracy(top_k: int) -> MulticlassAccuracy:
         return MulticlassAccuracy(num_classes, top_k, average="micro", validate_args=False)
 
-    metrics: dict[str, Metric | MetricCollection] = {"accuracy": accuracy(1)}
+    metrics: dict[str, Metric | MetricCollection] = {
+        "loss": MeanCrossEntropy(),
+        "accuracy": accuracy(1),
+    }
     if num_classes > TOP_K:
         metrics[f"top{TOP_K}"] = accuracy(TOP_K)
     return MetricCollection(metrics, prefix=prefix)

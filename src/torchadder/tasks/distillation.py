@@ -7,7 +7,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from torchadder.distill import Distiller, cycle_starts
-from torchadder.tasks.classification import Classification, accuracies
+from torchadder.tasks.classification import Classification, validation_metrics
 from torchadder.tasks.ramp import Ramp
 
 
@@ -46,7 +46,7 @@ class Distillation(Classification):
         self.ramp = Ramp() if ramp is None else ramp
         if self.ramp.by == "teacher" and not distiller.progressive:
             raise ValueError("ramp by 'teacher' needs a progressive teacher")
-        self.teacher_val_metrics = accuracies(num_classes, "teacher_val_")
+        self.teacher_val_metrics = validation_metrics(num_classes, "teacher_val_")
         self._teacher_accuracy: float | None = None
 
     @property

@@ -353,7 +353,7 @@ def average_running_statistics(model: nn.Module) -> None:
     ]
     if not statistics:
         return
-    flat = torch.cat([buffer.flatten().float() for buffer in statistics])
+    flat = torch.cat([buffer.flatten().double() for buffer in statistics])
     dist.all_reduce(flat)
     flat /= dist.get_world_size()
     for buffer, values in zip(
