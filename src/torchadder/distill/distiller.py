@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 from abc import ABC, abstractmethod
+from collections.abc import Iterator
 from typing import ClassVar, Literal, NamedTuple, Self
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from torchadder.distill.held import HeldTaps
 from torchadder.distill.taps import Reading, capture
 
 
@@ -96,6 +99,7 @@ class Distiller(nn.Module, ABC):
         self.taps: tuple[str, ...] = ()
         self.student_readings: dict[str, Reading] = {}
         self.teacher_readings: dict[str, Reading] = {}
+        self._held: dict[str, HeldTaps] = {}
         self.register_buffer("strength", torch.ones(()), persistent=False)
         if teacher is not None and not progressive:
             teacher.requires_grad_(False)
@@ -110,6 +114,24 @@ class Distiller(nn.Module, ABC):
 
     def start_epoch(self, epoch: int, num_epochs: int) -> None:
         """Called by whoever trains before each epoch, counted from 0. Most methods do nothing."""
+
+    @contextlib.contextmanager
+    def hold_taps(self) -> Iterator[None]:
+        """Let the hooks stay for a `with` block, in which `forward` can be compiled as a whole."""
+        sides = {
+            "student": (self.student, self.student_readings),
+            "teacher": (self.teacher, self.teacher_readings),
+        }
+        for side, (net, readings) in sides.items():
+            if net is not None and self.taps:
+                detach = side == "teacher"
+                self._held[side] = HeldTaps(net, self.taps, detach=detach, readings=readings)
+        try:
+            yield
+        finally:
+            for held in self._held.values():
+                held.remove()
+            self._held.clear()
 
     def own_parameters(self) -> list[nn.Parameter]:
         """The trainable parameters that belong to neither net."""
@@ -175,6 +197,10 @@ class Distiller(nn.Module, ABC):
     ) -> NetOutput:
         if not self.taps:
             return NetOutput(net(inputs), {})
+        if self._held:
+            return NetOutput(
+                *self._held["teacher" if net is self.teacher else "student"].run(inputs)
+            )
         reading = capture(
             net,
             self.taps,

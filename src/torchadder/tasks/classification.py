@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from typing import Any
 
 import lightning
@@ -102,9 +102,12 @@ class Classification(lightning.LightningModule):
         return self.plain_model(images)
 
     @property
-    def is_settled(self) -> bool:
-        """Whether every further training step does the same operations as the one before."""
-        return True
+    def step_key(self) -> Hashable:
+        """Changes where a training step begins to do other operations than the one before.
+
+        None: the next step cannot stand for those that follow.
+        """
+        return ()
 
     def hold(self) -> contextlib.AbstractContextManager[None]:
         """A `with` block in which `loss_and_sums` can be compiled as a whole."""

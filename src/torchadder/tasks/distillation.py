@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Hashable
 from typing import Any
 
 from torch import Tensor, nn
 
-from torchadder.distill import Distiller, cycle_starts
+from torchadder.distill import Distiller, cycle_starts, layer_alignment, shared_layers
+from torchadder.distill.cka import MIN_SAMPLES
+from torchadder.distill.kernels import OutputKernel
 from torchadder.tasks.classification import Classification, validation_metrics
 from torchadder.tasks.ramp import Ramp
+
+NUM_ALIGNED = 128
+"""Validation images that the alignment of the nets is measured on."""
 
 
 class Distillation(Classification):
@@ -21,7 +28,9 @@ class Distillation(Classification):
 
     Logs what `Classification` logs for the student, the same for the teacher with the prefix
     `teacher_`, the parts of the student's loss as `train_<part>`, the strength of its terms as
-    `distill_strength`, and the kernel scales.
+    `distill_strength`, the kernel scales, and after each epoch how alike the two nets represent
+    validation images: `alignment/<layer>`, the `linear_cka` of the tapped layers (or, for a method
+    without taps, of those that `find_taps` would find).
 
     Args:
         distiller: The loss, which holds both nets.
@@ -48,6 +57,10 @@ class Distillation(Classification):
             raise ValueError("ramp by 'teacher' needs a progressive teacher")
         self.teacher_val_metrics = validation_metrics(num_classes, "teacher_val_")
         self._teacher_accuracy: float | None = None
+        self._aligned = distiller.taps
+        if distiller.teacher is not None and not distiller.taps:
+            self._aligned = shared_layers(distiller.student, distiller.teacher)
+        self._is_settled = False
 
     @property
     def distiller(self) -> Distiller:
@@ -59,6 +72,18 @@ class Distillation(Classification):
     def plain_model(self) -> nn.Module:
         """The student."""
         return self.distiller.student
+
+    @property
+    def step_key(self) -> Hashable:
+        """Whether the teacher has to run; None until the kernels have taken their scale."""
+        if not self._is_settled:
+            kernels = (m for m in self.distiller.modules() if isinstance(m, OutputKernel))
+            self._is_settled = all(kernel.initialised for kernel in kernels)
+        return (self.distiller.needs_teacher,) if self._is_settled else None
+
+    def hold(self) -> contextlib.AbstractContextManager[None]:
+        """A `with` block in which both nets and the loss can be compiled as a whole."""
+        return self.distiller.hold_taps()
 
     def on_train_epoch_start(self) -> None:
         """Sets the strength of the terms, and lets the distiller begin its epoch."""
@@ -105,6 +130,11 @@ class Distillation(Classification):
             return
         images, labels = batch
         self.log_validation(self.teacher_val_metrics, "teacher_val_", teacher(images), labels)
+        if batch_idx == 0 and self._aligned and len(images) >= MIN_SAMPLES:
+            some = images[:NUM_ALIGNED]
+            alignment = layer_alignment(self.plain_model, teacher, self._aligned, some)
+            values = {f"alignment/{name}": value for name, value in alignment.items()}
+            self.log_dict(values, on_step=False, on_epoch=True, batch_size=1, sync_dist=True)
 
     def parameter_groups(self) -> list[dict[str, Any]]:
         """Both nets with weight decay, the loss's own parameters without."""
