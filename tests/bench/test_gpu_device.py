@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from torchadder.bench import gpu_step
 from torchadder.bench.gpu_limits import pairs_per_second
 from torchadder.bench.gpu_report import measure_gpu, measure_limit
 from torchadder.bench.gpu_rig import current_gpu
@@ -71,6 +72,24 @@ def test_whole_report(rig):
             assert result["conv_peak_bytes"] > 0
         if result["share_of_limit"] is not None:
             assert 0 < result["share_of_limit"] < 1
+
+
+@pytest.mark.parametrize("side", SIDES)
+def test_replay_of_a_step_trains(side, rig, monkeypatch):
+    nets = []
+    build = gpu_step.models.build
+
+    def kept(*args, **kwargs):
+        nets.append(build(*args, **kwargs))
+        return nets[-1]
+
+    monkeypatch.setattr(gpu_step.models, "build", kept)
+    replay = rig.timer.repeated([gpu_step.gpu_training_step(side, "resnet20", 8, rig.device)])
+    parameters = [p for net in nets for p in net.parameters()]
+    before = [p.detach().clone() for p in parameters]
+    replay()
+    assert all((p != q).any() for p, q in zip(parameters, before, strict=True))
+    assert all(p.isfinite().all() for p in parameters)
 
 
 def test_step(rig):

@@ -5,13 +5,15 @@ import os
 import re
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
+import torch
 
-from torchadder.bench.gpu_clock import nvml_clock_reader
+from torchadder.bench.gpu_clock import amd_clock_reader, nvml_clock_reader
 from torchadder.bench.gpu_limits import lanes_per_unit, pairs_per_second
 from torchadder.bench.timing import CpuTimer, Reading, median_readings
-from torchadder.provenance import gpu_driver
+from torchadder.provenance import gpu_driver, gpu_hardware, triton_version
 
 
 @pytest.mark.parametrize(
@@ -72,6 +74,27 @@ def test_no_clock_where_nvml_does_not_answer(library):
     assert nvml_clock_reader(library, "00000000:18:00.0")() is None
 
 
+class AmdSmiError(Exception):
+    pass
+
+
+@pytest.mark.parametrize(
+    ("answer", "clock_hz"),
+    [(2100, 2.1e9), (0, None), (RuntimeError("no driver"), None), (AmdSmiError("busy"), None)],
+)
+def test_clock_of_amdsmi(monkeypatch, answer, clock_hz):
+    def clock_rate(device):
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+    monkeypatch.setitem(sys.modules, "amdsmi", SimpleNamespace(AmdSmiException=AmdSmiError))
+    monkeypatch.setattr(torch.cuda, "clock_rate", clock_rate)
+    assert amd_clock_reader(torch.device("cuda", 0))() == clock_hz
+    monkeypatch.setitem(sys.modules, "amdsmi", None)  # cannot be imported
+    assert amd_clock_reader(torch.device("cuda", 0))() is None
+
+
 def test_processor_timer_reads_its_clock():
     ticks = iter([1.0, 1.25])
     assert CpuTimer(lambda: next(ticks)).read(lambda: None) == Reading(250.0)
@@ -102,6 +125,26 @@ def test_driver_version(tmp_path, text, version):
     file = tmp_path / "version"
     file.write_text(text)
     assert gpu_driver((tmp_path / "missing", file)) == version
+
+
+def test_hardware_of_a_gpu():
+    properties = SimpleNamespace(
+        major=9, minor=0, multi_processor_count=132, total_memory=5, L2_cache_size=6,
+        gcnArchName="gfx942",
+    )  # fmt: skip
+    hardware = gpu_hardware(properties)
+    assert hardware.pop("gpu_architecture") == ("gfx942" if torch.version.hip else "sm_90")
+    assert hardware == {
+        "gpu_multiprocessors": 132,
+        "gpu_memory_bytes": 5,
+        "gpu_cache_bytes": 6,
+        "gpu_driver": gpu_driver(),
+    }
+
+
+def test_version_of_triton():
+    triton = pytest.importorskip("triton")
+    assert triton_version().split("+")[0] == triton.__version__.split("+")[0]
 
 
 def test_kernel_in_registers_computes_its_chains():

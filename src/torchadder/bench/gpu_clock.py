@@ -7,6 +7,7 @@ needs ROCm's amdsmi. Where neither answers there is no clock, and nothing that d
 from __future__ import annotations
 
 import ctypes
+import importlib
 import sys
 from collections.abc import Callable
 from typing import Any
@@ -23,7 +24,7 @@ ClockReader = Callable[[], "float | None"]
 def clock_reader(device: torch.device) -> ClockReader:
     """A function that reads the clock of a CUDA or ROCm device."""
     if torch.version.hip:
-        return lambda: _amd_clock(device)
+        return amd_clock_reader(device)
     properties = torch.cuda.get_device_properties(device)
     bus_id = (
         f"{properties.pci_domain_id:08X}:{properties.pci_bus_id:02X}"
@@ -65,9 +66,18 @@ def nvml_clock_reader(library: Any | None, bus_id: str) -> ClockReader:
     return read
 
 
-def _amd_clock(device: torch.device) -> float | None:
+def amd_clock_reader(device: torch.device) -> ClockReader:
+    """A function that reads the clock of a ROCm device, by torch and amdsmi."""
     try:
-        megahertz = torch.cuda.clock_rate(device)
-    except (ImportError, RuntimeError):
-        return None
-    return 1e6 * megahertz if megahertz else None
+        amdsmi = importlib.import_module("amdsmi")
+    except ImportError:
+        return lambda: None
+
+    def read() -> float | None:
+        try:
+            megahertz = torch.cuda.clock_rate(device)
+        except (RuntimeError, amdsmi.AmdSmiException):
+            return None
+        return 1e6 * megahertz if megahertz else None
+
+    return read

@@ -43,7 +43,7 @@ def current_gpu() -> Rig:
     properties = torch.cuda.get_device_properties(device)
     return Rig(
         device=device,
-        timer=CudaTimer(clock_reader(device)),
+        timer=CudaTimer(device, clock_reader(device)),
         units=properties.multi_processor_count,
         lanes=device_lanes(device),
         cache_bytes=properties.L2_cache_size,
