@@ -1,5 +1,7 @@
 """Rigs for the GPU benchmark on a machine without a GPU."""
 
+import dataclasses
+
 import torch
 
 from torchadder.bench.gpu_rig import Rig
@@ -7,11 +9,14 @@ from torchadder.bench.timing import CpuTimer, Reading
 
 CLOCK_HZ = 1.5e9
 LANES = 1000
+PRECISIONS = ("tf32", "bf16")
 
 
 def cpu_rig():
     """Everything runs, on the processor and by its clock."""
-    return Rig(torch.device("cpu"), CpuTimer(), units=2, lanes=LANES, cache_bytes=0)
+    return Rig(
+        torch.device("cpu"), CpuTimer(), units=2, lanes=LANES, cache_bytes=0, precisions=PRECISIONS
+    )
 
 
 class ScriptedTimer:
@@ -47,4 +52,4 @@ class ScriptedTimer:
 
 def scripted_rig(*args, cache_bytes=0, **kwargs):
     timer = ScriptedTimer(*args, **kwargs)
-    return Rig(torch.device("cpu"), timer, units=2, lanes=LANES, cache_bytes=cache_bytes)
+    return dataclasses.replace(cpu_rig(), timer=timer, cache_bytes=cache_bytes)

@@ -84,6 +84,13 @@ def test_unknown_chip_has_no_share():
     assert {result.unfold_ms for result in results} == {None}
 
 
+def test_chips_without_tensor_cores_are_compared_in_float32():
+    rig = dataclasses.replace(scripted_rig(COSTS[:2], peaks=[1, 1]), precisions=())
+    for result in measure_gpu_layer(TINY, rig, seconds=1e-6, baseline=False):
+        assert result.conv_ms == {"fp32": 1.0}
+        assert result.ratio_to_conv == {"fp32": 2.0}
+
+
 def test_rounds_touch_more_than_the_cache():
     one_set = 4 * (2 * 3 * 9 * 6 + 4 * 3 * 9 + 2 * 4 * 15)
     assert num_sets(TINY, 0) == 1

@@ -10,8 +10,9 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+from torchadder.bench import gpu_clock, gpu_rig
 from torchadder.bench.gpu_clock import amd_clock_reader, nvml_clock_reader
-from torchadder.bench.gpu_limits import lanes_per_unit, pairs_per_second
+from torchadder.bench.gpu_limits import lanes_per_unit, pairs_per_second, tensor_core_precisions
 from torchadder.bench.timing import CpuTimer, Reading, median_readings
 from torchadder.provenance import gpu_driver, gpu_hardware, triton_version
 
@@ -32,6 +33,12 @@ def test_unknown_chips_have_no_lanes():
     assert lanes_per_unit((99, 0), None) is None
     assert lanes_per_unit(None, "gfx9999") is None
     assert lanes_per_unit(None, None) is None
+
+
+def test_precisions_of_chips():
+    assert tensor_core_precisions((9, 0)) == ("tf32", "bf16")
+    assert tensor_core_precisions((7, 5)) == ()
+    assert tensor_core_precisions(None) == ("bf16",)
 
 
 def test_limit_is_half_a_pair_a_lane_and_cycle():
@@ -127,12 +134,34 @@ def test_driver_version(tmp_path, text, version):
     assert gpu_driver((tmp_path / "missing", file)) == version
 
 
+H200 = SimpleNamespace(
+    major=9, minor=0, multi_processor_count=132, total_memory=5, L2_cache_size=6,
+    gcnArchName="gfx942", pci_domain_id=0, pci_bus_id=0x18, pci_device_id=0,
+)  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("hip", "lanes", "precisions"),
+    [(None, 132 * 128, ("tf32", "bf16")), ("7.0", 132 * 64, ("bf16",))],
+)
+def test_rig_of_a_gpu(monkeypatch, hip, lanes, precisions):
+    monkeypatch.setattr(torch.version, "hip", hip)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: H200)
+    monkeypatch.setattr(torch.cuda, "clock_rate", lambda device: 1755)
+    monkeypatch.setitem(sys.modules, "amdsmi", SimpleNamespace(AmdSmiException=AmdSmiError))
+    monkeypatch.setattr(gpu_clock, "nvml", FakeNvml)
+    clocks = []
+    monkeypatch.setattr(gpu_rig, "CudaTimer", lambda device, read: clocks.append(read()))
+    rig = gpu_rig.current_gpu()
+    assert clocks == [1.755e9]
+    assert (rig.device, rig.units, rig.lanes) == (torch.device("cuda", 0), 132, lanes)
+    assert (rig.cache_bytes, rig.precisions) == (6, precisions)
+
+
 def test_hardware_of_a_gpu():
-    properties = SimpleNamespace(
-        major=9, minor=0, multi_processor_count=132, total_memory=5, L2_cache_size=6,
-        gcnArchName="gfx942",
-    )  # fmt: skip
-    hardware = gpu_hardware(properties)
+    hardware = gpu_hardware(H200)
     assert hardware.pop("gpu_architecture") == ("gfx942" if torch.version.hip else "sm_90")
     assert hardware == {
         "gpu_multiprocessors": 132,

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -28,9 +28,6 @@ from torchadder.bench.precision import default_algorithms, strict_float32, tf32_
 from torchadder.bench.shapes import Shape
 from torchadder.bench.timing import BASELINE_TURNS, Call, median_readings
 
-PRECISIONS = ("fp32", "tf32", "bf16")
-"""What conv2d computes in; ours is float32 always."""
-
 LIMITED_PARTS = ("forward", "input gradient")
 """The parts that are two instructions an element; the others are convolutions for the most part."""
 
@@ -47,7 +44,8 @@ class GpuLayerResult:
         shape: Name of the layer.
         part: "forward", "input gradient", "weight gradient" or "step" (forward and both).
         adder_ms: Median of ours, float32.
-        conv_ms: Medians of conv2d by precision: "fp32" (no TF32), "tf32", "bf16".
+        conv_ms: Medians of conv2d by precision: "fp32" (no TF32) and, where the chip has them,
+            "tf32" and "bf16".
         unfold_ms: Median of the unfold-and-broadcast version; None where it was not measured.
         ratio_to_conv: adder_ms / conv_ms, by precision.
         speedup_over_unfold: unfold_ms / adder_ms.
@@ -97,20 +95,25 @@ def _within(context: Callable[[], contextlib.AbstractContextManager[None]], call
     return call_within
 
 
-def _sides(shape: Shape, sets: list[Operands], part: str) -> dict[str, list[Call]]:
+def _sides(
+    shape: Shape, sets: list[Operands], part: str, precisions: Sequence[str]
+) -> dict[str, list[Call]]:
     """What is timed against each other: name to one call a set.
 
     Tensor cores get what suits them: operands in channels_last, bfloat16 operands for "bf16".
     """
-    last = [operands.to(memory_format=torch.channels_last) for operands in sets]
-    half = [operands.to(dtype=torch.bfloat16) for operands in last]
-    tf32 = [_within(tf32_convolutions, conv_calls(shape, o)[part]) for o in last]
-    return {
+    sides = {
         "adder": [adder_calls(shape, operands)[part] for operands in sets],
         "fp32": [conv_calls(shape, operands)[part] for operands in sets],
-        "tf32": tf32,
-        "bf16": [conv_calls(shape, operands)[part] for operands in half],
     }
+    last = [operands.to(memory_format=torch.channels_last) for operands in sets]
+    if "tf32" in precisions:
+        calls = [conv_calls(shape, operands)[part] for operands in last]
+        sides["tf32"] = [_within(tf32_convolutions, call) for call in calls]
+    if "bf16" in precisions:
+        half = [operands.to(dtype=torch.bfloat16) for operands in last]
+        sides["bf16"] = [conv_calls(shape, operands)[part] for operands in half]
+    return sides
 
 
 @contextlib.contextmanager
@@ -171,11 +174,12 @@ def measure_gpu_layer(
             with _empty_device():
                 rounds = {
                     side: rig.timer.repeated(calls * repeats)
-                    for side, calls in _sides(shape, sets, part).items()
+                    for side, calls in _sides(shape, sets, part, rig.precisions).items()
                 }
                 readings = median_readings(rounds, seconds, rig.timer)
                 del rounds
             ms = {side: reading.ms / (repeats * len(sets)) for side, reading in readings.items()}
+            conv_ms = {side: value for side, value in ms.items() if side != "adder"}
             adder_ms, clock_hz, unfold_ms = ms["adder"], readings["adder"].clock_hz, unfold[part]
             rate = shape.num_taps * (3 if part == "step" else 1) / (adder_ms / 1e3)
             limit = pairs_per_second(rig.lanes, clock_hz) if part in LIMITED_PARTS else None
@@ -184,9 +188,9 @@ def measure_gpu_layer(
                     shape=shape.name,
                     part=part,
                     adder_ms=adder_ms,
-                    conv_ms={precision: ms[precision] for precision in PRECISIONS},
+                    conv_ms=conv_ms,
                     unfold_ms=unfold_ms,
-                    ratio_to_conv={name: adder_ms / ms[name] for name in PRECISIONS},
+                    ratio_to_conv={name: adder_ms / value for name, value in conv_ms.items()},
                     speedup_over_unfold=None if unfold_ms is None else unfold_ms / adder_ms,
                     elements_per_second=rate,
                     clock_hz=clock_hz,

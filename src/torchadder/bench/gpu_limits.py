@@ -1,12 +1,10 @@
-"""What a GPU can do at most: float32 lanes by chip, and the operator's limit from them.
+"""What a GPU can do: float32 lanes by chip, the operator's limit from them, precisions of products.
 
 An element of the forward takes two instructions (subtract, add the absolute value), one of the
 input gradient likewise (saturating add, multiply-add), and a lane starts one instruction a cycle.
 """
 
 from __future__ import annotations
-
-import torch
 
 INSTRUCTIONS_PER_ELEMENT = 2
 
@@ -44,14 +42,15 @@ def lanes_per_unit(capability: tuple[int, int] | None, architecture: str | None)
     return None if capability is None else NVIDIA_LANES.get(capability)
 
 
-def device_lanes(device: torch.device) -> int | None:
-    """Float32 lanes of a whole CUDA or ROCm device; None for a chip that is not listed."""
-    properties = torch.cuda.get_device_properties(device)
-    if torch.version.hip:
-        lanes = lanes_per_unit(None, properties.gcnArchName)
-    else:
-        lanes = lanes_per_unit((properties.major, properties.minor), None)
-    return None if lanes is None else lanes * properties.multi_processor_count
+def tensor_core_precisions(capability: tuple[int, int] | None) -> tuple[str, ...]:
+    """What convolutions of float32 may be compared with: "tf32", "bf16" or nothing.
+
+    Args:
+        capability: Compute capability of an NVIDIA chip, None for an AMD chip: MIOpen has no TF32.
+    """
+    if capability is None:
+        return ("bf16",)
+    return ("tf32", "bf16") if capability >= (8, 0) else ()
 
 
 def pairs_per_second(lanes: int | None, clock_hz: float | None) -> float | None:

@@ -45,7 +45,7 @@ def _layer_table(results: list[dict[str, Any]]) -> Table:
             result["part"],
             f"{result['adder_ms']:.4f}",
             f"{result['conv_ms']['fp32']:.4f}",
-            *(f"{ratios[precision]:.2f}" for precision in ("fp32", "tf32", "bf16")),
+            *(_shown("{:.2f}", ratios.get(precision)) for precision in ("fp32", "tf32", "bf16")),
             f"{result['elements_per_second'] / 1e12:.2f}",
             _shown("{:.2f}", result["clock_hz"], 1e9),
             _shown("{:.0%}", result["share_of_limit"]),
