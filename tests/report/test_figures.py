@@ -7,6 +7,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from torchadder.report import figures
+from torchadder.report.alignment_figure import alignment
 from torchadder.report.evaluation import LayerWeights, Mistake
 from torchadder.report.figures import Cloud, Curve, WeightRow
 from torchadder.report.style import DARK, DPI, LIGHT, THEMES, save
@@ -79,6 +80,11 @@ DRAWINGS = {
         _rows(12),
         {"train_ce": "cross-entropy", "train_kd": "soft labels"},
         {"sigma/conv2/student": "conv2, student", "sigma/conv2/teacher": "conv2, teacher"},
+        theme,
+    ),
+    "alignment": lambda theme: alignment(
+        [{"epoch": e, "alignment/layer1.0.conv1": 0.1 * e, "alignment/b": -0.01} for e in (1, 2)],
+        {"alignment/layer1.0.conv1": "layer1.0.conv1", "alignment/b": "b"},
         theme,
     ),
     "distillation without kernels": lambda theme: figures.distillation(

@@ -76,8 +76,10 @@ def test_a_report_can_be_made_again_from_the_folder_alone(page, adder_run, tmp_p
 def test_distillation_has_its_own_figure(pkkd_run):
     page = read_page(write_run_report(pkkd_run.folder, model=pkkd_run.model, data=pkkd_run.data))
     assert (pkkd_run.folder / "distillation.png").is_file()
-    assert len(page.images) == len(PICTURES) + 1
+    assert (pkkd_run.folder / "alignment.png").is_file()
+    assert len(page.images) == len(PICTURES) + 2
     assert "cross-entropy + 5 soft labels + 5 features" in page.text
+    assert "Centred kernel alignment" in page.text
     assert "Teacher's accuracy, last epoch" in page.text
 
 

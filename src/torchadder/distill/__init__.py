@@ -11,6 +11,7 @@ This package knows tensors and nets; optimizers, epochs, data and logs belong to
 
 from torchadder.distill.alignment import KernelAlignment, fixed_orthogonal_map, standardise
 from torchadder.distill.attention import AT, attention_map
+from torchadder.distill.cka import layer_alignment, linear_cka
 from torchadder.distill.distiller import Distiller, DistillerOutput, NetOutput
 from torchadder.distill.dropout import Dropout
 from torchadder.distill.features import FeatureDistiller
@@ -30,7 +31,7 @@ from torchadder.distill.registry import METHODS, find_method, methods_with, opti
 from torchadder.distill.similarity import SP, similarity_matrix
 from torchadder.distill.snapshot import Snapshot, cycle_starts
 from torchadder.distill.soft_labels import KD, soft_cross_entropy
-from torchadder.distill.taps import capture, check_taps, find_stages, find_taps
+from torchadder.distill.taps import capture, check_taps, find_stages, find_taps, shared_layers
 from torchadder.distill.twins import twin_output
 
 __all__ = [
@@ -64,9 +65,12 @@ __all__ = [
     "fixed_orthogonal_map",
     "fsp_matrix",
     "kernel_for",
+    "layer_alignment",
+    "linear_cka",
     "methods_with",
     "options_of",
     "share_initial_values",
+    "shared_layers",
     "similarity_matrix",
     "soft_cross_entropy",
     "standardise",

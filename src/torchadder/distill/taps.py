@@ -52,6 +52,14 @@ def find_taps(student: nn.Module, teacher: nn.Module) -> tuple[str, ...]:
     return check_taps(student, teacher, _find_layers(student, teacher))
 
 
+def shared_layers(student: nn.Module, teacher: nn.Module) -> tuple[str, ...]:
+    """Return the names that `find_taps` finds, whatever the widths; empty if there are none."""
+    try:
+        return tuple(_find_layers(student, teacher))
+    except ValueError:
+        return ()
+
+
 def check_taps(student: nn.Module, teacher: nn.Module, names: Sequence[str]) -> tuple[str, ...]:
     """Return the convolution-like layers that `names` stands for if the nets can be compared there.
 

@@ -15,6 +15,7 @@ from torchadder.data import ImageData
 from torchadder.energy import EnergyReport
 from torchadder.energy.report import short_number
 from torchadder.report import figures
+from torchadder.report.alignment_figure import alignment
 from torchadder.report.evaluation import LayerWeights, Predictions, layer_weights
 from torchadder.report.figures import Curve, WeightRow
 from torchadder.report.page import Cell, Picture, Table, duration, energy_unit, percent
@@ -25,6 +26,7 @@ from torchadder.report.style import DARK, LIGHT, THEMES, Theme, save
 NUM_MISTAKES = 16
 MAX_HISTOGRAMS = 6
 MAX_SCALES = 4
+MAX_ALIGNED = 6
 
 PARTS = {
     "train_ce": "cross-entropy",
@@ -152,6 +154,30 @@ def draw_distillation(folder: Path, run: RunFolder) -> Picture | None:
         + (" and the scales of its kernels" if scales else "")
         + " over the epochs.",
         caption=caption,
+    )
+
+
+def draw_alignment(folder: Path, run: RunFolder) -> Picture | None:
+    """How alike the two nets of a distillation become; None if the run did not measure it."""
+    columns = dict.fromkeys(column for row in run.rows for column in row)
+    layers = [column for column in columns if column.startswith("alignment/")]
+    if not layers:
+        return None
+    shown = {c: c.removeprefix("alignment/") for c in figures.spread(layers, MAX_ALIGNED)}
+    last = {c: run.rows[-1][c] for c in shown if c in run.rows[-1]}
+    return draw(
+        folder,
+        "alignment",
+        alignment,
+        run.rows,
+        shown,
+        alt="Alignment of student and teacher over the epochs. At the end: "
+        + ", ".join(f"{shown[column]} {value:.2f}" for column, value in last.items())
+        + ".",
+        caption="Centred kernel alignment (linear, unbiased estimator; arXiv 1905.00414, "
+        "2010.15327) of the outputs of a layer in both nets, on validation images: 1 where they "
+        "are equal up to rotation and scale, about 0 where they have nothing in common."
+        + (" Layers evenly spread over the net." if len(shown) < len(layers) else ""),
     )
 
 

@@ -76,6 +76,7 @@ def write_run_report(
         result_sentences=_selection_sentences(run, len(data.val)),
         curves=exhibits.draw_curves(run.path, exhibits.curves_of(run)),
         distillation=exhibits.draw_distillation(run.path, run),
+        alignment=exhibits.draw_alignment(run.path, run),
         confusion=exhibits.draw_confusion(run.path, predictions, kind, names),
         mistakes=exhibits.draw_mistakes(run.path, predictions, kind, names),
         weights=exhibits.draw_weights(run.path, {kind: layers}) if layers else None,
