@@ -148,9 +148,9 @@ class Distillation(Classification):
 
     def on_validation_epoch_end(self) -> None:
         """Logs strength and kernel scales, `sigma/<layer>/student` and `sigma/<layer>/teacher`."""
-        self.log("distill_strength", self.distiller.strength)
+        self.log("distill_strength", self.distiller.strength, sync_dist=True)
         scales: dict[str, Tensor] = getattr(self.distiller, "sigmas", dict)()
-        self.log_dict({f"sigma/{name}": value for name, value in scales.items()})
+        self.log_dict({f"sigma/{name}": value for name, value in scales.items()}, sync_dist=True)
 
     def _schedule_factor(self, num_steps: int, num_epochs: int) -> Any:
         """Step -> factor of `lr`: the schedule, once in each cycle."""

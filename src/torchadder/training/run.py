@@ -197,7 +197,10 @@ def _last_checkpoint(folder: Path) -> Path | None:
 def _prepare(recipe: Recipe, world_size: int) -> tuple[ImageData, Classification]:
     data = open_data(recipe)
     data.plan(world_size)
-    return data, build_task(recipe, data)
+    task = build_task(recipe, data)
+    if recipe.trainer.precision == "64-true":
+        task.double()  # Lightning reads a checkpoint first and converts the net then
+    return data, task
 
 
 def open_data(recipe: Recipe) -> ImageData:
