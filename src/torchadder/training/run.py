@@ -481,7 +481,9 @@ def _failure(
     kept = f"{done} of {recipe.epochs} epochs are kept" if done else "no epoch was finished"
     goes_on = f"continue with: torchadder train --resume {folder}"
     is_interrupted = requests.received is not None or isinstance(error, KeyboardInterrupt)
-    lost = peers.explain(error, is_interrupted)
+    lost = None
+    if requests.received != signal.SIGINT:  # the user's Ctrl-C reaches all processes
+        lost = peers.explain(error, is_interrupted)
     if lost is not None:
         # The launcher of the processes stops them now, but not before this one has spoken.
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
