@@ -33,7 +33,8 @@ FIRST_COLUMNS = (
 class MetricsTable(Callback):
     """Writes `metrics.csv`: one row for each finished epoch, numbers with all their digits.
 
-    When a run goes on from a checkpoint, rows of epochs after that checkpoint are dropped.
+    Cells of an epoch without a validation are empty where its metrics would stand. When a run goes
+    on from a checkpoint, rows of epochs after that checkpoint are dropped.
 
     Args:
         path: The file.
@@ -55,7 +56,9 @@ class MetricsTable(Callback):
             self.rows = [row for row in rows if row["epoch"] <= trainer.current_epoch]
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Notes the time and the learning rate."""
+        """Notes the time and the learning rate, and forgets the metrics of the epoch before."""
+        # Lightning keeps those of the last validation, whenever it was.
+        trainer.callback_metrics.clear()
         self._start = time.monotonic()
         self._lr = trainer.optimizers[0].param_groups[0]["lr"]
 
@@ -80,7 +83,9 @@ class MetricsTable(Callback):
 
     def _write(self) -> None:
         text = io.StringIO(newline="")
-        writer = csv.DictWriter(text, list(self.rows[-1]))
+        names = {name for row in self.rows for name in row}
+        first = [name for name in FIRST_COLUMNS if name in names]
+        writer = csv.DictWriter(text, [*first, *sorted(names - set(first))])
         writer.writeheader()
         writer.writerows(self.rows)
         write_atomically(self.path, text.getvalue())
@@ -150,16 +155,28 @@ class RunState(Callback):
         checkpoint["division"] = self.division
 
 
-class BestAndLast(ModelCheckpoint):
-    """`best.ckpt` (highest `val_accuracy`) and `last.ckpt`, written after each epoch.
+class ValidateLastEpoch(Callback):
+    """Lets the last epoch end with a validation, whatever `check_val_every_n_epoch` says."""
 
-    Unlike its base it remembers the best score when the run folder has been moved.
+    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Has every epoch validated from the last one on."""
+        if trainer.current_epoch + 1 == trainer.max_epochs:
+            trainer.check_val_every_n_epoch = 1
+
+
+class BestAndLast(ModelCheckpoint):
+    """`best.ckpt` (highest `val_accuracy`) and `last.ckpt`, written after each validated epoch.
+
+    After an epoch without a validation `last.ckpt` is written where the last time is a minute ago,
+    so that writing never takes longer than training. Unlike its base it remembers the best score
+    when the run folder has been moved.
 
     Args:
         folder: Folder of the checkpoints.
+        seconds: Time after which `last.ckpt` is written without a validation.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, seconds: float = 60.0) -> None:
         super().__init__(
             dirpath=folder,
             filename="best",
@@ -170,13 +187,28 @@ class BestAndLast(ModelCheckpoint):
             auto_insert_metric_name=False,
             enable_version_counter=False,
         )
+        self.seconds = seconds
+        self._saved_at = 0.0
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Starts the clock."""
+        super().on_train_start(trainer, pl_module)
+        self._saved_at = time.monotonic()
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Saves `best.ckpt` if there is no better epoch, and `last.ckpt` in any case."""
-        super().on_train_epoch_end(trainer, pl_module)
+        """Saves `best.ckpt` if there is no better epoch, and `last.ckpt` if it is time."""
+        if self.monitor in trainer.callback_metrics:
+            super().on_train_epoch_end(trainer, pl_module)
+        elif not self._is_time(trainer):
+            return
+        self._saved_at = time.monotonic()
         # From 2.6 on, Lightning writes last.ckpt only along with a new best.ckpt.
         if self._last_global_step_saved != trainer.global_step:
             self._save_last_checkpoint(trainer, self._monitor_candidates(trainer))
+
+    def _is_time(self, trainer: Trainer) -> bool:
+        # All processes save together: the first one decides.
+        return trainer.strategy.broadcast(time.monotonic() - self._saved_at >= self.seconds)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Restores the scores, with all paths in the folder as it is called now."""

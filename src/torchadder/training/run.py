@@ -42,9 +42,16 @@ from torchadder.lp import ExponentSchedule, set_exponent_
 from torchadder.provenance import provenance
 from torchadder.tasks import Classification, Distillation, Ramp, SlacClassification
 from torchadder.training import distributed
-from torchadder.training.callbacks import BestAndLast, MetricsTable, RunState, read_metrics
+from torchadder.training.callbacks import (
+    BestAndLast,
+    MetricsTable,
+    RunState,
+    ValidateLastEpoch,
+    read_metrics,
+)
 from torchadder.training.checkpoint_io import SafetensorsCheckpointIO, read_state
 from torchadder.training.exponent import ExponentFall
+from torchadder.training.graph import FastStep
 from torchadder.training.guard import NonFiniteGuard
 from torchadder.training.progress import Bar, Lines, StepCurves
 from torchadder.training.recipe import (
@@ -335,7 +342,7 @@ def _check_state(module: nn.Module, state: dict[str, torch.Tensor], path: Path) 
 def _check_recipe(recipe: Recipe, saved: dict[str, Any], config: Path, checkpoint: Path) -> None:
     # A checkpoint of an earlier version lacks the keys that came later: they had their defaults.
     now, then = _flat(recipe.to_dict()), _flat(from_dict(saved, str(checkpoint)).to_dict())
-    place = {f"trainer.{key}" for key in PLACE_KEYS}
+    place = {f"trainer.{key}" for key in PLACE_KEYS} | {"data.device_cache"}
     for key in sorted((now.keys() | then.keys()) - place):
         if now.get(key) != then.get(key):
             raise CheckpointError(
@@ -392,6 +399,8 @@ def _run(
     own = [*_exponent(recipe), table, BestAndLast(folder / "checkpoints"), requests]
     trainer = distributed.together(lambda: _trainer(recipe, data, task, folder, [*own, *callbacks]))
     task.batch_weight = _batch_weight(trainer, data.plan(trainer.world_size))
+    fast = distributed.together(lambda: _fast_step(recipe, trainer, task))
+    task.fast_step = fast
     # Only now: a recipe that cannot run leaves no folder behind.
     distributed.on_first(lambda: _open_folder(folder, recipe, is_new=checkpoint is None))
     if trainer.is_global_zero:
@@ -412,6 +421,8 @@ def _run(
         raise failure from error
     finally:
         seconds = time.monotonic() - start
+        task.fast_step = None
+        fast.close()
         if trainer.is_global_zero:
             # On a full disk the summary fails as well; the first error is the one to say.
             with contextlib.suppress(*([] if status == "finished" else [OSError])):
@@ -453,6 +464,21 @@ def _headline(
         f"{len(data.train):,} training and {len(data.val):,} validation images of "
         f"{data.num_classes} classes, {recipe.epochs} epochs, {processes}to {folder}"
     )
+
+
+def _fast_step(recipe: Recipe, trainer: lightning.Trainer, task: Classification) -> FastStep:
+    """The training step, compiled and recorded as the recipe says.
+
+    Raises:
+        RecipeError: If a step is to be recorded that several processes share.
+    """
+    options = recipe.trainer
+    if options.cuda_graph and trainer.world_size > 1:
+        raise RecipeError(
+            f"trainer.cuda_graph = True: one process is wanted, not {trainer.world_size}; a "
+            "recorded step cannot exchange gradients"
+        )
+    return FastStep(task, compile=options.compile, cuda_graph=options.cuda_graph)
 
 
 def _batch_weight(trainer: lightning.Trainer, plan: BatchPlan) -> Callable[[int], float] | None:
@@ -539,12 +565,14 @@ def _trainer(
             gradient_clip_val=options.gradient_clip,
             limit_train_batches=options.limit_train_batches,
             limit_val_batches=options.limit_val_batches,
+            check_val_every_n_epoch=options.check_val_every,
             deterministic=options.deterministic,
             callbacks=[
                 Bar() if is_terminal else Lines(),
                 StepCurves(),
                 NonFiniteGuard(),
                 RunState(recipe.to_dict(), division),
+                ValidateLastEpoch(),
                 distributed.EqualBuffers(recipe.seed),
                 *callbacks,
             ],
