@@ -1,0 +1,111 @@
+"""kill -9 and a full disk at any moment: what was kept is whole, and going on ends the same."""
+
+import errno
+import os
+import random
+import time
+
+import pytest
+
+import rank_jobs
+import ranks
+from torchadder.training.checkpoint_io import read_state
+
+WRITES_PER_FILE = 3  # forced onto the disk, renamed, and the folder forced onto the disk
+FILES = 1 + 3 * 3 + 2 * 3 + 1  # config, per epoch metrics and two pairs (or one), summary
+
+
+@pytest.fixture(scope="module")
+def straight(digits, tmp_path_factory):
+    """The state at the end of a run that nothing happened to."""
+    folder = tmp_path_factory.mktemp("straight") / "run"
+    ranks.run(rank_jobs.train, digits, folder)
+    return state(folder)
+
+
+def state(folder):
+    """All that decides how a run goes on, as bytes and plain values."""
+    saved = read_state(folder / "checkpoints" / "last.ckpt")
+    return {
+        "weights": {name: value.numpy().tobytes() for name, value in saved["state_dict"].items()},
+        "momenta": {
+            key: entry["momentum_buffer"].numpy().tobytes()
+            for key, entry in saved["optimizer_states"][0]["state"].items()
+        },
+        "schedule": saved["lr_schedulers"],
+        "steps": saved["global_step"],
+        "rows": [line.split(",")[:7] for line in (folder / "metrics.csv").read_text().splitlines()],
+    }
+
+
+def finish(folder, digits):
+    outcome = ranks.start(rank_jobs.train_or_go_on, digits, folder).outcomes()[0]
+    assert outcome.exitcode == 0
+    is_finished = outcome.error is not None and "the run is finished" in outcome.error[1]
+    assert outcome.error is None or is_finished, outcome.error
+    assert not list(folder.rglob("*.tmp"))
+
+
+def moments():
+    """Moments of a run: all of them in the long form, some of each kind in the short one."""
+    chosen = {5, 9, 17, 32}
+    for moment in range(1, 49):
+        marks = [] if moment in chosen else [pytest.mark.slow]
+        yield pytest.param(moment, marks=marks)
+
+
+@pytest.mark.parametrize("moment", list(moments()))
+def test_killed_while_a_file_is_written(digits, straight, tmp_path, moment):
+    folder = tmp_path / "run"
+    outcome = ranks.start(rank_jobs.crash_while_writing, digits, folder, moment).outcomes()[0]
+    if outcome.exitcode == 0:
+        assert outcome.error is None
+        assert moment > 40  # the run has fewer writes than that
+        return
+    assert outcome.exitcode == -9
+    finish(folder, digits)
+    assert state(folder) == straight
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(8))
+def test_killed_again_and_again(digits, straight, tmp_path, seed):
+    folder = tmp_path / "run"
+    draw = random.Random(seed)
+    for _ in range(4):
+        process = ranks.start(rank_jobs.train_or_go_on, digits, folder)
+        time.sleep(draw.uniform(0.2, 2.0))
+        process.processes[0].kill()
+        process.outcomes()
+    finish(folder, digits)
+    assert state(folder) == straight
+
+
+@pytest.mark.parametrize(
+    "moment", [8, 20, *(pytest.param(n, marks=pytest.mark.slow) for n in (14, 17, 23, 26, 29, 32))]
+)
+def test_a_full_disk_leaves_the_previous_checkpoint_whole(digits, straight, tmp_path, moment):
+    folder = tmp_path / "run"
+    outcome = ranks.start(rank_jobs.fail_to_write, digits, folder, moment).outcomes()[0]
+    kind, text = outcome.error
+    assert kind == "OutputError"
+    assert os.strerror(errno.ENOSPC) in text
+    assert str(folder) in text
+    assert "\n" not in text
+    assert not list(folder.rglob("*.tmp"))
+    if moment > 18:  # the first epoch's files are complete
+        assert "1 of 3 epochs are kept" in text or "2 of 3 epochs are kept" in text
+        saved = read_state(folder / "checkpoints" / "last.ckpt")
+        assert saved["global_step"] in (4, 8)
+    finish(folder, digits)
+    assert state(folder) == straight
+
+
+def test_files_may_not_grow(digits, tmp_path):
+    """The system's own refusal, while a checkpoint is half written."""
+    folder = tmp_path / "run"
+    outcome = ranks.start(rank_jobs.fill_disk, digits, folder, 100_000).outcomes()[0]
+    assert outcome.error[0] == "OutputError"
+    assert "File too large" in outcome.error[1]
+    assert "no epoch was finished" in outcome.error[1]
+    assert [path.name for path in (folder / "checkpoints").iterdir()] == []

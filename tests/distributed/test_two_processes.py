@@ -1,0 +1,177 @@
+"""Two processes with half of each batch do what one does with the whole."""
+
+import pytest
+import torch
+from torch import nn
+
+import rank_jobs
+import ranks
+from torchadder.training.checkpoint_io import read_state
+
+DOUBLE = {"trainer.precision": "64-true", "data.num_classes": 10}
+# Sums over the batch are taken in another order. Over 12 steps the relative difference of two
+# float64 runs stays many orders below this, and one image counted twice lies far above it.
+TOLERANCE = 1e-9
+
+
+def weights(folder):
+    state = read_state(f"{folder}/checkpoints/last.ckpt")
+    tensors = dict(state["state_dict"])
+    momenta = state["optimizer_states"][0]["state"]
+    return tensors | {f"momentum {k}": v["momentum_buffer"] for k, v in momenta.items()}
+
+
+def assert_close(got, want):
+    assert got.keys() == want.keys()
+    for name, value in want.items():
+        difference = (got[name].double() - value.double()).abs().max()
+        assert difference <= TOLERANCE * value.double().abs().max().clamp(min=1), name
+
+
+def assert_same_history(got, want):
+    assert len(got) == len(want)
+    for one, other in zip(got, want, strict=True):
+        assert one.keys() == other.keys()
+        for name in one.keys() - {"seconds"}:
+            assert one[name] == pytest.approx(other[name], rel=1e-6, abs=1e-6), name
+
+
+@pytest.fixture(scope="module")
+def alone(digits, tmp_path_factory):
+    """One process, the whole batch, with batch norm."""
+    folder = tmp_path_factory.mktemp("alone") / "run"
+    return ranks.run(rank_jobs.train, digits, folder, **DOUBLE)[0]
+
+
+def test_two_halves_make_a_whole_with_synchronised_batch_norm(digits, alone, tmp_path):
+    synchronised = DOUBLE | {"trainer.sync_batchnorm": True}
+    both = ranks.run(rank_jobs.train, digits, tmp_path / "run", world_size=2, **synchronised)
+    assert both[0]["digest"] == both[1]["digest"]
+    assert both[0]["folder"] == both[1]["folder"]
+    assert_close(weights(both[0]["folder"]), weights(alone["folder"]))
+    assert_same_history(both[0]["history"], alone["history"])
+    # Shares of 21 images are counted, none twice.
+    correct = both[0]["history"][-1]["val_accuracy"] * 21
+    assert correct == pytest.approx(round(correct), abs=1e-5)
+    # The plain layers are back, and so the weights are those of a plain net.
+    assert both[0]["norms"] == ["BatchNorm2d"]
+    import torchadder
+
+    assert isinstance(
+        torchadder.load(tmp_path / "run" / "checkpoints" / "best.safetensors"), nn.Module
+    )
+
+
+@pytest.mark.parametrize("world_size", [1, 2])
+def test_accumulated_batches_make_a_whole(digits, tmp_path, world_size):
+    """Norms of single images, batches of 16 against 2 of 8: the last step has 5 images."""
+    whole = ranks.run(rank_jobs.train, digits, tmp_path / "whole", norm="group", **DOUBLE)
+    options = DOUBLE | {"trainer.accumulate": 2, "data.batch_size": 8}
+    parts = ranks.run(
+        rank_jobs.train, digits, tmp_path / "parts", norm="group", world_size=world_size, **options
+    )
+    assert_close(weights(parts[0]["folder"]), weights(whole[0]["folder"]))
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"distill.beta": 0.0},
+        {"distill.alpha": 0.0, "distill.kernel": "none"},
+        {"distill.linear_map": False},
+        pytest.param({"trainer.precision": "bf16-mixed"}, marks=pytest.mark.slow),
+    ],
+    ids=lambda options: "-".join(str(value) for value in options.values()) or "plain",
+)
+def test_pkkd_in_two_processes(digits, tmp_path, options):
+    """Teacher, student and the loss's own parameters: all of them in step, none left over."""
+    both = ranks.run(
+        rank_jobs.train, digits, tmp_path / "run", "pkkd", world_size=2, epochs=2, **options
+    )
+    assert both[0]["digest"] == both[1]["digest"]
+    assert both[0]["sigmas"] == both[1]["sigmas"]
+    assert all(sigma > 0 for sigma in both[0]["sigmas"].values())
+    assert bool(both[0]["sigmas"]) == (
+        options.get("distill.beta") != 0 and "distill.kernel" not in options
+    )
+
+
+def test_a_run_goes_on_with_another_number_of_processes(digits, alone, tmp_path):
+    synchronised = DOUBLE | {"trainer.sync_batchnorm": True}
+    cut = ranks.start(
+        rank_jobs.train,
+        digits,
+        tmp_path / "run",
+        world_size=2,
+        at=[("interrupt", 1, 2, 0), ("interrupt", 1, 2, 1)],
+        **synchronised,
+    ).outcomes()
+    assert {outcome.error[0] for outcome in cut} == {"KeyboardInterrupt"}
+    assert "interrupted after 1 of 3 epochs; continue with" in cut[0].error[1]
+    ranks.run(rank_jobs.go_on, tmp_path / "run", digits)
+    assert_close(weights(tmp_path / "run"), weights(alone["folder"]))
+    again = ranks.start(rank_jobs.go_on, tmp_path / "run", digits, world_size=2).outcomes()
+    assert [outcome.error[0] for outcome in again] == ["RecipeError"] * 2
+    assert all("the run is finished" in outcome.error[1] for outcome in again)
+
+
+def test_the_same_number_of_processes_goes_on_bit_by_bit(digits, tmp_path):
+    straight = ranks.run(rank_jobs.train, digits, tmp_path / "straight", "pkkd", world_size=2)
+    at = [("interrupt", 1, 1, 0), ("interrupt", 1, 1, 1)]
+    ranks.start(rank_jobs.train, digits, tmp_path / "cut", "pkkd", world_size=2, at=at).outcomes()
+    resumed = ranks.run(rank_jobs.go_on, tmp_path / "cut", digits, world_size=2)
+    assert resumed[0]["digest"] == resumed[1]["digest"] == straight[0]["digest"]
+
+
+def test_a_batch_that_cannot_be_shared(digits, tmp_path):
+    outcomes = ranks.start(
+        rank_jobs.train, digits, tmp_path / "run", world_size=2, **{"data.batch_size": 15}
+    ).outcomes()
+    for outcome in outcomes:
+        assert outcome.error[0] == "DataError"
+        assert outcome.error[1].startswith("data.batch_size=15 counts the images of all processes")
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(("kind", "words"), [("first", "'seven'"), ("any", "rank 1: ")])
+def test_processes_fail_together(kind, words):
+    outcomes = ranks.start(rank_jobs.disagree, kind, world_size=2).outcomes()
+    assert [outcome.error[0] for outcome in outcomes] == ["ValueError"] * 2
+    assert all(words in outcome.error[1] for outcome in outcomes)
+
+
+def test_numbers_that_are_not_finite_stop_all_processes(digits, tmp_path):
+    outcomes = ranks.start(
+        rank_jobs.train, digits, tmp_path / "run", world_size=2, at=[("poison", 1, 1, 1)]
+    ).outcomes()
+    first, second = outcomes
+    assert first.error == second.error
+    assert first.error[0] == "NonFiniteError"
+    assert "rank 1: step 6 (epoch 2, batch 2)" in first.error[1]
+
+
+@pytest.mark.parametrize("momentum", [0.1, None])
+def test_synchronised_norm_is_batch_norm_of_all_rows(momentum):
+    inputs = torch.randn(
+        7, 3, 4, 5, dtype=torch.float64, generator=torch.Generator().manual_seed(0)
+    )
+    inputs = inputs * 3 + 5
+    gradient = torch.randn(inputs.shape, dtype=torch.float64)
+    rows = [[0, 2, 4, 6, 5], [1, 3]]
+    arrays = ranks.run(
+        rank_jobs.share_of_norm, inputs.numpy(), gradient.numpy(), momentum, rows, world_size=2
+    )
+    shares = [[torch.from_numpy(array) for array in share] for share in arrays]
+    layer = nn.BatchNorm2d(3, momentum=momentum).double()
+    nn.init.normal_(layer.weight, generator=torch.Generator().manual_seed(1))
+    whole = inputs.clone().requires_grad_()
+    output = layer(whole)
+    output.backward(gradient)
+    for rank in range(2):
+        torch.testing.assert_close(shares[rank][0], output[rows[rank]])
+        torch.testing.assert_close(shares[rank][1], whole.grad[rows[rank]])
+        torch.testing.assert_close(shares[rank][4], layer.running_mean)
+        torch.testing.assert_close(shares[rank][5], layer.running_var)
+    torch.testing.assert_close(shares[0][2] + shares[1][2], layer.weight.grad)
+    torch.testing.assert_close(shares[0][3] + shares[1][3], layer.bias.grad)
