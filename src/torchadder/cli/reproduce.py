@@ -184,18 +184,35 @@ def show(plan: Plan) -> None:
 
 def report(plan: Plan, results: Results) -> int:
     """Prints the table; the exit code is 1 if a row failed."""
+    from rich import box
     from rich.console import Console
-    from rich.markdown import Markdown
+    from rich.table import Table
 
-    text = (plan.output / "table.md").read_text(encoding="utf-8")
-    Console().print(Markdown(text))
+    from torchadder.reproduce.writing import signed, with_deviation
+
+    console = Console()
+    for epochs in results.budgets:
+        shown = Table(box=box.SIMPLE_HEAD, title=f"{plan.table.title}, {count(epochs, 'epoch')}")
+        shown.add_column("row")
+        for name in ("accuracy", "printed", "difference", "gain", "seeds"):
+            shown.add_column(name, justify="right", no_wrap=True)
+        for line in results.at(epochs):
+            printed = line.row.printed
+            shown.add_row(
+                results.name_of(line.row),
+                with_deviation(line.spread("accuracy")),
+                "-" if printed is None else f"{printed.accuracy:g}",
+                signed(line.difference),
+                with_deviation(line.gain, is_signed=True),
+                f"{line.num_finished}/{len(line.runs)}",
+            )
+        console.print(shown)
     print(f"table: {plan.output / 'table.md'}")
-    failed = [run.job.name for run in results.runs if run.stage in ("stopped", "failed")]
+    failed = [run for run in results.runs if run.stage in ("stopped", "failed")]
     if failed:
-        words = "; ".join(failed)
-        print(
-            f"{count(len(failed), 'training')} of {len(results.runs)} failed: {words}", flush=True
-        )
+        print(f"{len(failed)} of {count(len(results.runs), 'training')} failed:")
+    for run in failed:
+        print(f"  {run.job.name}: {run.reason}")
     return int(bool(failed))
 
 

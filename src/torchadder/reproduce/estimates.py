@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -69,27 +70,35 @@ def estimate(plan: Plan, measured: dict[str, list[tuple[float, str]]]) -> Estima
 def measurements(plan: Plan, results: Path = RESULTS) -> dict[str, list[tuple[float, str]]]:
     """Seconds per epoch and machine by recipe: of the plan's own finished runs, else of `results`.
 
-    Only whole epochs count: a run whose batches were limited says nothing about others.
-
     Args:
         plan: The plan.
-        results: Folder below which summaries of earlier runs lie; need not exist.
+        results: Folder below which runs (`*/summary.json`) and tables (`*/runs.csv`) of earlier
+            measurements lie; need not exist.
     """
-    folders: Sequence[Path] = [job.folder for job in plan.jobs]
-    own = _read(folders)
-    earlier = _read(sorted(path.parent for path in results.glob("*/summary.json")))
-    return earlier | own
+    found: dict[str, list[tuple[float, str]]] = {}
+    for path in sorted(results.glob("*/runs.csv")):
+        with path.open(newline="", encoding="utf-8") as file:
+            for row in csv.DictReader(file):
+                if row["status"] == "finished":
+                    where = _machine(row["device"], row["threads"])
+                    found.setdefault(row["recipe"], []).append(
+                        (float(row["seconds_per_epoch"]), where)
+                    )
+    found |= _of_runs(sorted(path.parent for path in results.glob("*/summary.json")))
+    return found | _of_runs([job.folder for job in plan.jobs])
 
 
-def _read(folders: Sequence[Path]) -> dict[str, list[tuple[float, str]]]:
+def _of_runs(folders: Sequence[Path]) -> dict[str, list[tuple[float, str]]]:
     found: dict[str, list[tuple[float, str]]] = {}
     for folder in folders:
         summary = read_summary(folder)
         seconds = summary.get("seconds_per_epoch")
-        if summary.get("status") != "finished" or seconds is None:
-            continue
-        hardware = summary["hardware"]
-        threads = count(int(hardware["torch_threads"]), "thread")
-        where = hardware.get("gpu") or f"{hardware['cpu']} ({threads})"
-        found.setdefault(summary["name"], []).append((float(seconds), where))
+        if summary.get("status") == "finished" and seconds is not None:
+            hardware = summary["hardware"]
+            where = _machine(hardware.get("gpu") or hardware["cpu"], hardware["torch_threads"])
+            found.setdefault(summary["name"], []).append((float(seconds), where))
     return found
+
+
+def _machine(device: str, threads: str | int) -> str:
+    return f"{device} ({count(int(threads), 'thread')})"

@@ -5,6 +5,7 @@ A plan says what is to be trained and where; nothing here looks at the disk or t
 
 from __future__ import annotations
 
+import dataclasses
 import fnmatch
 import shlex
 from collections.abc import Mapping, Sequence
@@ -14,7 +15,7 @@ from typing import Any
 
 from torchadder import recipes
 from torchadder.reproduce.tables import Row, Table
-from torchadder.training.recipe import Recipe, keys, suggest
+from torchadder.training.recipe import Recipe, RecipeError, keys, suggest
 
 SHARED = ("data", "optimizer", "schedule", "trainer")
 """Sections of a recipe that may be changed for all rows of a table; the others make the rows."""
@@ -118,25 +119,52 @@ def make_plan(
     if num_seeds < 1:
         raise ReproduceError(f"seeds = {num_seeds}: at least 1 is wanted")
     wanted = choose_rows(table, rows)
-    jobs = tuple(
-        make_job(row, output, epochs, seed, overrides)
-        for epochs in chosen
-        for seed in range(num_seeds)
-        for row in wanted
+    seeds = tuple(range(num_seeds))
+    jobs = make_jobs(wanted, output, chosen, seeds, overrides)
+    return Plan(table, output, wanted, tuple(chosen), seeds, overrides, jobs)
+
+
+def make_jobs(
+    rows: Sequence[Row],
+    output: Path,
+    budgets: Sequence[int],
+    seeds: Sequence[int],
+    overrides: Mapping[str, Any],
+) -> tuple[Job, ...]:
+    """Every row with every budget and seed, in the order in which they are trained."""
+    # What the rows' files say is read once; budget and seed are put in afterwards.
+    loaded = {row: recipes.load(row.recipe, dict(overrides)) for row in rows}
+    return tuple(
+        _make_job(row, loaded[row], output, epochs, seed, overrides)
+        for epochs in budgets
+        for seed in seeds
+        for row in rows
     )
-    return Plan(table, output, wanted, tuple(chosen), tuple(range(num_seeds)), overrides, jobs)
 
 
-def make_job(row: Row, output: Path, epochs: int, seed: int, overrides: dict[str, Any]) -> Job:
+def _make_job(
+    row: Row,
+    recipe: Recipe,
+    output: Path,
+    epochs: int,
+    seed: int,
+    overrides: Mapping[str, Any],
+) -> Job:
     """The training of one row with one budget and seed."""
-    own = {"epochs": epochs, "seed": seed}
+    own: dict[str, Any] = {"epochs": epochs, "seed": seed}
+    distill = recipe.distill
     teacher = None
     if row.teacher is not None:
         teacher = run_folder(output, row.teacher, epochs, seed)
-        own["distill.teacher_checkpoint"] = str(teacher / "checkpoints" / "last.safetensors")
-    recipe = recipes.load(row.recipe, overrides | own)
+        weights = str(teacher / "checkpoints" / "last.safetensors")
+        own["distill.teacher_checkpoint"] = weights
+        distill = dataclasses.replace(distill, teacher_checkpoint=weights)
+    try:
+        recipe = dataclasses.replace(recipe, epochs=epochs, seed=seed, distill=distill)
+    except RecipeError as error:
+        raise RecipeError(f"row {row.key}: {error}") from error
     folder = run_folder(output, row.recipe, epochs, seed)
-    options = [f"--{key}={_spell(value)}" for key, value in (own | overrides).items()]
+    options = [f"--{key}={_spell(value)}" for key, value in (own | dict(overrides)).items()]
     command = shlex.join(["torchadder", "train", row.recipe, *options, f"--output={folder}"])
     return Job(row, epochs, seed, recipe, folder, teacher, command)
 

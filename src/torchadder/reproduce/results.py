@@ -197,6 +197,11 @@ class Results:
         """All runs."""
         return [run for line in self.lines for run in line.runs]
 
+    def name_of(self, row: Row) -> str:
+        """A row's label, with the net where the table has several."""
+        groups = {line.row.group for line in self.lines}
+        return f"{row.group}, {row.label}" if len(groups) > 1 else row.label
+
     def at(self, epochs: int) -> list[Line]:
         """The lines of one budget."""
         return [line for line in self.lines if line.epochs == epochs]

@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from pathlib import Path
 
 from torchadder.data import DataError
 from torchadder.reproduce import drawing, folder, writing
-from torchadder.reproduce.plan import Job, Plan, make_job
+from torchadder.reproduce.plan import Job, Plan, count, make_jobs
 from torchadder.reproduce.results import Results, collect
-from torchadder.reproduce.tables import Row
 
 Say = Callable[[str], None]
+
+_WORDS = {
+    "new": "begins",
+    "begun": "begins again, no epoch was finished",
+    "interrupted": "goes on from its last finished epoch",
+}
 
 
 def reproduce(plan: Plan, *, say: Say = print, command: str | None = None) -> Results:
@@ -42,15 +48,19 @@ def reproduce(plan: Plan, *, say: Say = print, command: str | None = None) -> Re
     with folder.locked(plan.output):
         settings = folder.settle(plan)
         folder.write_settings(plan.output, settings)
-        jobs = _all_jobs(plan, settings)
         failures: dict[Path, str] = {}
-        for number, job in enumerate(plan.jobs, 1):
-            found = folder.stage(job.folder, job.epochs)
-            if found in ("finished", "stopped"):
-                continue
-            say(f"\n[{number}/{len(plan.jobs)}] {job.name}: {_words(found)}")
+        rows = [row for row in plan.table.rows if row.recipe in settings.rows]
+        # Everything ever asked for in this folder, whatever this call trains of it.
+        jobs = make_jobs(rows, plan.output, settings.budgets, settings.seeds, plan.overrides)
+        measure = functools.partial(
+            collect, plan.table, jobs, failures=failures, overrides=settings.overrides
+        )
+        left = [job for job in plan.jobs if _stage(job) not in ("finished", "stopped")]
+        say(f"{len(plan.jobs) - len(left)} of {count(len(plan.jobs), 'training')} done before")
+        for number, job in enumerate(left, 1):
+            say(f"\n[{number}/{len(left)}] {job.name}: {_WORDS[_stage(job)]}")
             try:
-                _train(job, found, command)
+                _train(job, command)
             except KeyboardInterrupt as interrupt:
                 raise KeyboardInterrupt(
                     f"interrupted in {job.name}; the same command goes on from there"
@@ -61,29 +71,17 @@ def reproduce(plan: Plan, *, say: Say = print, command: str | None = None) -> Re
                     raise
                 failures[job.folder] = " ".join(str(error).split()) or type(error).__name__
                 say(f"{job.name} failed: {failures[job.folder]}")
-            results = collect(plan.table, jobs, failures=failures, overrides=settings.overrides)
-            _write(plan.output, results, command)
-        results = collect(plan.table, jobs, failures=failures, overrides=settings.overrides)
+            if job is not left[-1]:
+                _write(plan.output, measure(), command)
+        results = measure()
         _write(plan.output, results, command)
     return results
 
 
-def _all_jobs(plan: Plan, settings: folder.Settings) -> list[Job]:
-    """The trainings of everything ever asked for in the folder."""
-    rows: list[Row] = [row for row in plan.table.rows if row.recipe in settings.rows]
-    known = {job.folder: job for job in plan.jobs}
-    jobs = []
-    for epochs in settings.budgets:
-        for seed in settings.seeds:
-            for row in rows:
-                job = make_job(row, plan.output, epochs, seed, plan.overrides)
-                jobs.append(known.get(job.folder, job))
-    return jobs
-
-
-def _train(job: Job, found: folder.Stage, command: str | None) -> None:
+def _train(job: Job, command: str | None) -> None:
     from torchadder.training import fit, resume
 
+    found = _stage(job)
     if found == "interrupted":
         resume(job.folder, command=command)
         return
@@ -100,9 +98,5 @@ def _write(output: Path, results: Results, command: str | None) -> None:
     drawing.draw(output, results)
 
 
-def _words(found: folder.Stage) -> str:
-    return {
-        "new": "begins",
-        "begun": "begins again, no epoch was finished",
-        "interrupted": "goes on from its last finished epoch",
-    }[found]
+def _stage(job: Job) -> folder.Stage:
+    return folder.stage(job.folder, job.epochs)

@@ -46,7 +46,7 @@ def markdown(results: Results, origin: dict[str, Any]) -> str:
     parts = [f"# {table.title}", *_settings(results)]
     for epochs in results.budgets:
         parts.append(f"## {count(epochs, 'epoch')}")
-        parts.append(_markdown_table(results.at(epochs)))
+        parts.append(_markdown_table(results, results.at(epochs)))
     parts += [
         "Accuracy is that on the validation images after the last epoch, in percent: mean and "
         "sample standard deviation over the seeds. No epoch was chosen by it. *Gain* is the "
@@ -77,24 +77,22 @@ def _settings(results: Results) -> list[str]:
     return [text, *([f"Changed for all rows: {changed}."] if changed else [])]
 
 
-def _markdown_table(lines: Sequence[Line]) -> str:
+def _markdown_table(results: Results, lines: Sequence[Line]) -> str:
     with_top5 = any(line.row.recipe.startswith("imagenet") for line in lines)
     header = ["row", "accuracy", "printed", "difference", "gain", "teacher", "seeds"]
     header += ["mul", "add", "energy", "s/epoch"]
     if with_top5:
         header.insert(2, "top-5")
     rows = [header, ["---"] + ["---:"] * (len(header) - 1)]
-    groups = list(dict.fromkeys(line.row.group for line in lines))
     for line in lines:
         row, sums = line.row, line.arithmetic
-        name = f"{row.group}, {row.label}" if len(groups) > 1 else row.label
         cells = [
-            name,
-            _plus_minus(line.spread("accuracy")),
+            results.name_of(row),
+            with_deviation(line.spread("accuracy")),
             NONE if row.printed is None else f"{row.printed.accuracy:g}",
-            NONE if line.difference is None else _signed(line.difference),
-            _gain(line),
-            _plus_minus(line.spread("teacher_accuracy")),
+            signed(line.difference),
+            with_deviation(line.gain, is_signed=True),
+            with_deviation(line.spread("teacher_accuracy")),
             f"{line.num_finished}/{len(line.runs)}",
             NONE if sums is None else short_number(sums.num_mul),
             NONE if sums is None else short_number(sums.num_add),
@@ -102,7 +100,7 @@ def _markdown_table(lines: Sequence[Line]) -> str:
             _seconds(line.spread("seconds")),
         ]
         if with_top5:
-            cells.insert(2, _plus_minus(line.spread("top5")))
+            cells.insert(2, with_deviation(line.spread("top5")))
         rows.append(cells)
     text = "\n".join(f"| {' | '.join(cells)} |" for cells in rows)
     named = {line.row.baseline for line in lines if line.gain is not None}
@@ -110,15 +108,6 @@ def _markdown_table(lines: Sequence[Line]) -> str:
         labels = {line.row.recipe: line.row.label for line in lines}
         baselines = dict.fromkeys(labels.get(name or "", name) for name in sorted(map(str, named)))
         text += f"\n\nGains are over the row {' or '.join(map(str, baselines))} of the same net."
-    return text
-
-
-def _gain(line: Line) -> str:
-    if line.gain is None:
-        return NONE
-    text = _signed(line.gain.mean)
-    if line.gain.deviation is not None:
-        text += f" ± {line.gain.deviation:.2f}"
     return text
 
 
@@ -230,15 +219,21 @@ def _percent(share: float | None) -> float | None:
     return None if share is None else 100 * share
 
 
-def _plus_minus(spread: Spread | None) -> str:
+def with_deviation(spread: Spread | None, *, is_signed: bool = False) -> str:
+    """A mean with the standard deviation, in points, or a dash.
+
+    >>> with_deviation(Spread((97.0, 98.0))), with_deviation(Spread((-0.5,)), is_signed=True)
+    ('97.50 ± 0.71', '\u22120.50')
+    """
     if spread is None:
         return NONE
     deviation = "" if spread.deviation is None else f" ± {spread.deviation:.2f}"
-    return f"{spread.mean:.2f}{deviation}"
+    return (signed(spread.mean) if is_signed else f"{spread.mean:.2f}") + deviation
 
 
-def _signed(points: float) -> str:
-    return f"{points:+.2f}".replace("-", "\N{MINUS SIGN}")
+def signed(points: float | None) -> str:
+    """A difference in points with its sign, or a dash."""
+    return NONE if points is None else f"{points:+.2f}".replace("-", "\N{MINUS SIGN}")
 
 
 def _seconds(spread: Spread | None) -> str:

@@ -1,0 +1,195 @@
+"""The recipe files of the package: heads, names, and that each can be built."""
+
+import dataclasses
+import functools
+import re
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+import yaml
+
+from torchadder import recipes
+from torchadder.reproduce import TABLES
+from torchadder.training.recipe import from_dict
+from torchadder.training.run import build_task
+
+ROOT = Path(__file__).parents[2]
+FIELDS = ("Row", "Expected", "Command", "Cost", "Measured")
+NETS = {
+    "lenet5bn": "lenet5_bn",
+    "vggsmall": "vgg_small",
+    "resnet18": "resnet18",
+    "resnet20": "resnet20",
+    "resnet32": "resnet32",
+    "resnet50": "resnet50",
+}
+SOURCES = {
+    "mnist": "mnist",
+    "cifar10": "uoft-cs/cifar10",
+    "cifar100": "uoft-cs/cifar100",
+    "imagenet": "data/imagenet",
+    "tinyimagenet": "zh-plus/tiny-imagenet",
+}
+NUM_CLASSES = {"mnist": 10, "cifar10": 10, "cifar100": 100, "imagenet": 1000, "tinyimagenet": 200}
+SUPERVISED = ("conv", "adder", "slac", "lp")
+
+load = functools.cache(recipes.load)
+ROWS = [row for table in TABLES.values() for row in table.rows]
+
+
+def fields(name):
+    """The fields of a head, each as one line of text."""
+    found = {}
+    for line in recipes.header(name).splitlines():
+        label = re.match(r"([A-Z]\w+): +", line)
+        if label and label[1] in FIELDS:
+            found[label[1]] = line[label.end() :]
+        elif found and line.startswith(" "):
+            found[list(found)[-1]] += " " + line.strip()
+    return found
+
+
+@pytest.mark.parametrize("name", recipes.names())
+def test_head(name):
+    head = fields(name)
+    assert tuple(head) == FIELDS
+    assert recipes.describe(name).endswith(".")
+    assert f"torchadder train {name}" in head["Command"]
+    assert re.search(r"CPU: .*GPU: ", head["Cost"])
+    for cell in re.findall(r"results/[\w/.-]*\w", recipes.header(name)):
+        assert (ROOT / cell).exists(), cell
+    text = recipes.find(name).read_text()
+    assert max(map(len, text.splitlines())) <= 100
+
+
+@pytest.mark.parametrize("name", recipes.names())
+def test_name_says_what_the_recipe_is(name):
+    recipe = load(name)
+    dataset, net, method = name.split("_", 2)
+    assert recipe.name == name
+    assert recipe.data.source == SOURCES[dataset]
+    assert recipe.model.name == NETS[net]
+    conv = recipe.model.conv
+    kind = conv["type"] if isinstance(conv, dict) else conv
+    assert kind == ("conv" if method.startswith("conv") else "adder")
+    words = method.removeprefix("conv_").split("_")
+    assert recipe.method == ("supervised" if words[0] in SUPERVISED else words[0])
+    assert from_dict(yaml.safe_load(yaml.safe_dump(recipe.to_dict()))) == recipe
+
+
+@pytest.mark.parametrize("row", dict.fromkeys(ROWS), ids=lambda row: row.recipe)
+def test_a_printed_figure_is_the_one_of_the_table(row):
+    head = fields(row.recipe)
+    if row.printed is None:
+        assert not re.search(r"\d\d\.\d+ %", head["Expected"])
+        return
+    assert f"{row.printed.accuracy:g}" in [
+        f"{float(number):g}" for number in re.findall(r"(\d\d\.\d+) %", head["Expected"])
+    ]
+    paper = row.printed.source.partition(",")[0]
+    assert paper in head["Row"]
+
+
+def test_every_recipe_has_a_table_and_its_head_names_it():
+    in_tables = {row.recipe for row in ROWS}
+    assert in_tables == set(recipes.names())
+    for name in recipes.names():
+        command = re.search(r"torchadder reproduce (\S+) --rows (\S+)", fields(name)["Command"])
+        assert command, name
+        assert name in [row.recipe for row in TABLES[command[1]].rows if row.key == command[2]]
+
+
+def changes(name, base):
+    """Dotted keys in which two recipes differ, apart from their names."""
+    from torchadder.reproduce.plan import flatten
+
+    one, other = (flatten(load(which).to_dict()) for which in (name, base))
+    return {key for key in one.keys() | other.keys() if one.get(key) != other.get(key)} - {"name"}
+
+
+@pytest.mark.parametrize(
+    ("switch", "keys"),
+    [
+        ("nokernel", {"kernel"}),
+        ("gaussian", {"kernel"}),
+        ("laplacian", {"kernel"}),
+        ("magnitude", {"scale"}),
+        ("nomap", {"linear_map"}),
+        ("nokd", {"alpha"}),
+        ("fixed", {"progressive", "teacher_checkpoint"}),
+        ("stageends", {"taps"}),
+        ("sharedinit", {"shared_init"}),
+        ("ramp", {"ramp", "ramp_epochs"}),
+        ("rampteacher", {"ramp"}),
+        *[(f"{key}{value}", {key}) for key in ("alpha", "beta") for value in (0.1, 0.5, "1", "10")],
+    ],
+)
+def test_an_ablation_changes_one_thing(switch, keys):
+    found = changes(f"cifar10_resnet20_pkkd_{switch}", "cifar10_resnet20_pkkd")
+    assert found == {f"distill.{key}" for key in keys}
+    distill = load(f"cifar10_resnet20_pkkd_{switch}").distill
+    value = re.fullmatch(r"(alpha|beta)([\d.]+)", switch)
+    if value:
+        assert getattr(distill, value[1]) == float(value[2])
+
+
+def test_the_settings_of_the_papers():
+    for name in ("cifar10_vggsmall_pkkd", "cifar100_resnet32_adder"):
+        recipe = load(name)
+        optimizer = recipe.optimizer
+        assert (optimizer.lr, optimizer.momentum, optimizer.weight_decay) == (0.1, 0.9, 5e-4)
+        assert (optimizer.eta, recipe.epochs, recipe.data.batch_size) == (0.2, 400, 256)
+        assert (recipe.data.augment, recipe.schedule.name) == ("crop_flip", "cosine")
+    recipe = load("imagenet_resnet50_pkkd")
+    assert (recipe.optimizer.weight_decay, recipe.epochs, recipe.data.image_size) == (
+        1e-4,
+        150,
+        224,
+    )
+    assert (recipe.distill.alpha, recipe.distill.beta) == (5.0, 5.0)
+
+
+def one_step(name):
+    """Builds a recipe's nets and loss for small images and takes the gradient of one batch."""
+    recipe = recipes.load(name)
+    dataset = name.partition("_")[0]
+    if recipe.distill.teacher_checkpoint is not None:
+        # A teacher with fresh weights: that there are trained ones is the trainer's concern.
+        recipe.distill = dataclasses.replace(recipe.distill, teacher_checkpoint=None)
+    shape = (1, 28, 28) if dataset == "mnist" else (3, 32, 32)
+    num_classes = NUM_CLASSES[dataset]
+    torch.manual_seed(0)
+    data = SimpleNamespace(image_shape=shape, num_classes=num_classes)
+    task = build_task(recipe, data)  # type: ignore[arg-type]
+    images = torch.randn(4, *shape)
+    loss = task.objective(images, torch.arange(4) % num_classes)
+    loss.backward()
+    return task, loss
+
+
+def check_step(name):
+    task, loss = one_step(name)
+    assert torch.isfinite(loss)
+    gradients = [p.grad for p in task.plain_model.parameters()]
+    assert all(gradient is not None and torch.isfinite(gradient).all() for gradient in gradients)
+
+
+def is_large(name):
+    """Whether a net takes a second or more even for one small batch."""
+    return "vggsmall" in name or "imagenet" in name
+
+
+SMALL = [name for name in recipes.names() if not is_large(name) and "cifar100" not in name]
+
+
+@pytest.mark.parametrize("name", [name for name in SMALL if "resnet32" not in name])
+def test_every_method_can_be_built_and_differentiated(name):
+    check_step(name)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", [name for name in recipes.names() if name not in SMALL])
+def test_every_net_can_be_built_and_differentiated(name):
+    check_step(name)

@@ -1,0 +1,253 @@
+"""What is done with a plan: what is left, in order, and never over something else."""
+
+import json
+
+import pytest
+import yaml
+
+from torchadder.data import DataError
+from torchadder.reproduce import TABLES, make_plan, reproduce
+from torchadder.reproduce.folder import ReproduceError, locked, stage
+from torchadder.training import RecipeError
+from written_runs import ADDER, CONV, FIXED, contents, write_run
+
+
+def quiet(words):
+    """Says nothing."""
+
+
+def run_names(plan):
+    return [job.folder.name for job in plan.jobs]
+
+
+def test_every_row_is_trained_once_in_order(plan, trainer):
+    first = plan(budgets=[2], num_seeds=2)
+    results = reproduce(first, say=quiet)
+    assert trainer.calls == [("fit", name) for name in run_names(first)]
+    assert all(run.stage == "finished" for run in results.runs)
+    before = contents(first.output / "runs")
+    reproduce(plan(budgets=[2], num_seeds=2), say=quiet)
+    assert len(trainer.calls) == 6
+    assert contents(first.output / "runs") == before
+
+
+def test_the_table_is_there_after_each_training(plan, trainer):
+    seen = []
+    original = trainer._finish
+
+    def look(recipe, folder):
+        path = folder.parents[1] / "table.csv"
+        seen.append(path.read_text().count("finished") - 1 if path.is_file() else 0)
+        original(recipe, folder)
+
+    trainer._finish = look
+    reproduce(plan(budgets=[1]), say=quiet)
+    assert seen == [0, 1, 2]
+
+
+def test_rows_seeds_and_budgets_may_be_added(plan, trainer):
+    reproduce(plan(budgets=[2], rows=["lenet5bn_conv"]), say=quiet)
+    results = reproduce(plan(budgets=[1], num_seeds=2, rows=["lenet5bn_adder"]), say=quiet)
+    # The table covers everything ever asked for; what was not asked for now is left open.
+    assert [(line.epochs, line.row.key, line.num_finished) for line in results.lines] == [
+        (1, "lenet5bn_conv", 0),
+        (1, "lenet5bn_adder", 2),
+        (2, "lenet5bn_conv", 1),
+        (2, "lenet5bn_adder", 0),
+    ]
+    assert len(trainer.calls) == 3
+    settings = json.loads((results.runs[0].job.folder.parents[1] / "settings.json").read_text())
+    assert settings["rows"] == [CONV, ADDER]
+    assert (settings["budgets"], settings["seeds"]) == ([1, 2], [0, 1])
+    reproduce(plan(budgets=[2], rows=["lenet5bn_conv"]), say=quiet)
+    assert len(trainer.calls) == 3
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"overrides": {"optimizer.lr": 0.05}}, "optimizer.lr is the recipe's own there and 0.05"),
+        (
+            {"overrides": {"trainer.limit_train_batches": 3}},
+            "trainer.limit_train_batches is the recipe's own there and 3 now",
+        ),
+    ],
+)
+def test_other_settings_are_refused_and_nothing_changes(plan, trainer, options, message):
+    first = plan(budgets=[1])
+    reproduce(first, say=quiet)
+    before = contents(first.output)
+    with pytest.raises(ReproduceError, match=message) as caught:
+        reproduce(plan(budgets=[1, 2], **options), say=quiet)
+    assert "nothing was overwritten" in str(caught.value)
+    assert "\n" not in str(caught.value)
+    assert contents(first.output) == before
+    assert len(trainer.calls) == 3
+
+
+def test_settings_taken_back_are_changed_settings(plan, trainer):
+    reproduce(plan(budgets=[1], overrides={"optimizer.lr": 0.05}), say=quiet)
+    with pytest.raises(ReproduceError, match=r"optimizer.lr is 0.05 there and the recipe's own"):
+        reproduce(plan(budgets=[1]), say=quiet)
+
+
+def test_another_place_is_no_other_setting(plan, trainer):
+    reproduce(plan(budgets=[1], overrides={"trainer.threads": 1}), say=quiet)
+    reproduce(plan(budgets=[1], overrides={"trainer.threads": 2}), say=quiet)
+    assert len(trainer.calls) == 3
+
+
+def test_another_table_is_refused(plan, trainer, tmp_path):
+    reproduce(plan(budgets=[1]), say=quiet)
+    before = contents(tmp_path)
+    with pytest.raises(ReproduceError, match="the table is 'mnist' there and 'imagenet' now"):
+        reproduce(make_plan(TABLES["imagenet"], tmp_path / "table"), say=quiet)
+    assert contents(tmp_path) == before
+
+
+def test_a_run_of_another_recipe_is_refused(plan, trainer):
+    first = plan(budgets=[1])
+    reproduce(first, say=quiet)
+    config = first.jobs[1].folder / "config.yaml"
+    values = yaml.safe_load(config.read_text())
+    values["optimizer"]["eta"] = 0.1
+    config.write_text(yaml.safe_dump(values))
+    before = contents(first.output)
+    with pytest.raises(ReproduceError, match=r"optimizer.eta is 0.1 there and 0.2 now"):
+        reproduce(plan(budgets=[1]), say=quiet)
+    assert contents(first.output) == before
+
+
+def test_a_folder_with_other_things_is_refused(plan, trainer, tmp_path):
+    (tmp_path / "table").mkdir()
+    (tmp_path / "table" / "notes.txt").write_text("mine")
+    with pytest.raises(ReproduceError, match="exists and holds no table; nothing in it is"):
+        reproduce(plan(budgets=[1]), say=quiet)
+    assert contents(tmp_path) == {tmp_path / "table" / "notes.txt": b"mine"}
+
+
+def test_an_interrupted_run_goes_on_and_one_without_an_epoch_begins_again(
+    plan, trainer, monkeypatch
+):
+    half = plan(budgets=[4])
+    conv, adder, fixed = half.jobs
+    write_run(conv, [0.5] * 2, status="interrupted")
+    (conv.folder / "checkpoints").mkdir()
+    (conv.folder / "checkpoints" / "last.ckpt").write_bytes(b"state")
+    write_run(adder, [], status="interrupted")
+    (adder.folder / "tensorboard").mkdir()
+    monkeypatch.setattr("torchadder.reproduce.folder._epochs_in", lambda path: 2)
+    (half.output / "settings.json").write_text(
+        json.dumps({"table": "mnist", "overrides": {}, "rows": [], "budgets": [], "seeds": []})
+    )
+    said = []
+    results = reproduce(half, say=said.append)
+    assert trainer.calls == [
+        ("resume", conv.folder.name),
+        ("fit", adder.folder.name),
+        ("fit", fixed.folder.name),
+    ]
+    assert all(run.stage == "finished" for run in results.runs)
+    assert said[0] == "0 of 3 trainings done before"
+    assert ["goes on" in said[1], "begins again" in said[2], "begins" in said[3]] == [True] * 3
+
+
+def test_a_run_killed_after_its_last_epoch_is_finished(plan, monkeypatch):
+    (job, *_) = plan(budgets=[2]).jobs
+    write_run(job, [0.5] * 2, status="interrupted")
+    (job.folder / "summary.json").write_text('{"name": "cut sh')
+    (job.folder / "checkpoints").mkdir()
+    (job.folder / "checkpoints" / "last.ckpt").write_bytes(b"state")
+    monkeypatch.setattr("torchadder.reproduce.folder._epochs_in", lambda path: 2)
+    assert stage(job.folder, 2) == "finished"
+    monkeypatch.setattr("torchadder.reproduce.folder._epochs_in", lambda path: 1)
+    assert stage(job.folder, 2) == "interrupted"
+
+
+def test_a_begun_run_with_a_strangers_file_is_not_cleared(plan, trainer):
+    first = plan(budgets=[1])
+    write_run(first.jobs[0], [], status="interrupted")
+    (first.jobs[0].folder / "notes.txt").write_text("mine")
+    (first.output / "settings.json").write_text(
+        json.dumps({"table": "mnist", "overrides": {}, "rows": [], "budgets": [], "seeds": []})
+    )
+    before = contents(first.output)
+    with pytest.raises(ReproduceError, match=r"holds 'notes.txt', which no run wrote"):
+        reproduce(first, say=quiet)
+    assert contents(first.output) == before
+
+
+def test_a_row_that_is_not_finite_is_named_and_not_repeated(plan, trainer):
+    def stops(recipe, folder):
+        reason = "step 7: the loss is nan" if recipe.name == CONV else ""
+        job = type("Job", (), {"recipe": recipe, "folder": folder})
+        write_run(job, [0.5], status=f"stopped: {reason}" if reason else "finished")
+        if reason:
+            raise FloatingPointError(reason)
+
+    trainer._finish = stops
+    first = plan(budgets=[1])
+    results = reproduce(first, say=quiet)
+    conv, adder, fixed = results.lines
+    assert conv.status == "seed 0 stopped: step 7: the loss is nan"
+    assert adder.status == "finished"
+    # A net whose numbers are not finite teaches nobody, though it left weights.
+    assert "the training of its teacher" in fixed.status
+    assert (
+        f"{first.jobs[0].name}: stopped after 1 epoch: step 7"
+        in (first.output / "table.md").read_text()
+    )
+    reproduce(plan(budgets=[1]), say=quiet)
+    assert trainer.calls.count(("fit", first.jobs[0].folder.name)) == 1
+
+
+def test_a_row_that_fails_otherwise_is_tried_again_by_the_next_call(plan, trainer):
+    trainer.errors[ADDER] = RuntimeError("CUDA out of memory\nTried to ...")
+    results = reproduce(plan(budgets=[1]), say=quiet)
+    statuses = [line.status for line in results.lines]
+    assert statuses == ["finished", "seed 0 failed: CUDA out of memory Tried to ...", "finished"]
+    del trainer.errors[ADDER]
+    results = reproduce(plan(budgets=[1]), say=quiet)
+    assert [line.status for line in results.lines] == ["finished"] * 3
+
+
+def test_a_call_that_no_row_can_follow_is_an_error_and_binds_nobody(plan, trainer):
+    trainer.errors[CONV] = RecipeError("trainer: abacus")
+    with pytest.raises(RecipeError, match="abacus"):
+        reproduce(plan(budgets=[1], overrides={"trainer.precision": "abacus"}), say=quiet)
+    del trainer.errors[CONV]
+    reproduce(plan(budgets=[1]), say=quiet)
+    trainer.errors[ADDER] = DataError("gone")
+    with pytest.raises(DataError, match="gone"):
+        reproduce(plan(budgets=[2]), say=quiet)
+
+
+def test_ctrl_c_ends_the_table_with_a_hint(plan, trainer):
+    trainer.errors[ADDER] = KeyboardInterrupt("interrupted after 3 of 4 epochs")
+    with pytest.raises(KeyboardInterrupt, match="in lenet5bn_adder, 1 epoch, seed 0; the same"):
+        reproduce(plan(budgets=[1]), say=quiet)
+    assert len(trainer.calls) == 2
+
+
+def test_two_processes_do_not_share_a_folder(plan, trainer):
+    first = plan(budgets=[1])
+    with (
+        locked(first.output),
+        pytest.raises(ReproduceError, match="another torchadder reproduce is at work there"),
+    ):
+        reproduce(first, say=quiet)
+    reproduce(first, say=quiet)
+    assert len(trainer.calls) == 3
+
+
+def test_runs_made_by_hand_are_picked_up(plan, trainer):
+    first = plan(budgets=[1])
+    for job in first.jobs[:2]:
+        write_run(job, [0.75])
+    (first.output / "settings.json").write_text(
+        json.dumps({"table": "mnist", "overrides": {}, "rows": [], "budgets": [], "seeds": []})
+    )
+    results = reproduce(first, say=quiet)
+    assert trainer.calls == [("fit", first.jobs[2].folder.name)]
+    assert [line.spread("accuracy").mean for line in results.lines] == [75.0, 75.0, 50.0]
+    assert FIXED in first.jobs[2].folder.name
