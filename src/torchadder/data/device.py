@@ -34,6 +34,8 @@ class DeviceLoader:
         ValueError: If the images are not decoded, or cannot be augmented here.
     """
 
+    batch_sampler = None  # a trainer that finds a sampler asks for this one, too
+
     def __init__(
         self, images: Images, sampler: EpochSampler, batch_size: int, device: torch.device
     ) -> None:

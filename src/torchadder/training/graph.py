@@ -55,7 +55,7 @@ class FastStep:
         key = self.task.step_key
         if key is None:
             return self.task.loss_and_sums(images, labels)
-        if not (self.cuda_graph and images.device.type == "cuda"):
+        if not self._is_recorded(images):
             return self._function_for(images.shape)(images, labels)
         if key != self._key:
             self._recorded.clear()
@@ -73,6 +73,9 @@ class FastStep:
             self._compiled = None
             torch.compiler.reset()
         self._held.close()
+
+    def _is_recorded(self, images: Tensor) -> bool:
+        return self.cuda_graph and images.device.type == "cuda"
 
     def _function_for(self, shape: torch.Size) -> LossAndSums:
         if self.compile is False:
