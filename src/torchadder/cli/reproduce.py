@@ -208,7 +208,7 @@ def report(plan: Plan, results: Results) -> int:
             )
         console.print(shown)
     print(f"table: {plan.output / 'table.md'}")
-    failed = [run for run in results.runs if run.stage in ("stopped", "failed")]
+    failed = [run for run in results.runs if run.stage == "failed"]
     if failed:
         print(f"{len(failed)} of {count(len(results.runs), 'training')} failed:")
     for run in failed:

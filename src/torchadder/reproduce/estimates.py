@@ -52,9 +52,7 @@ def seconds_per_epoch(job: Job, measured: dict[str, list[tuple[float, str]]]) ->
 
 def estimate(plan: Plan, measured: dict[str, list[tuple[float, str]]]) -> Estimate:
     """What the unfinished trainings of a plan will take. Epochs done already are not taken off."""
-    left = [
-        job for job in plan.jobs if stage(job.folder, job.epochs) not in ("finished", "stopped")
-    ]
+    left = [job for job in plan.jobs if stage(job.folder, job.epochs) != "finished"]
     times = {job: seconds_per_epoch(job, measured) for job in left}
     known = [job for job in left if times[job] is not None]
     return Estimate(

@@ -11,15 +11,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-import yaml
-
 from torchadder.atomic import is_temporary, write_atomically
 from torchadder.reproduce.plan import PLACE, Job, Plan, ReproduceError, difference
-from torchadder.training.recipe import RecipeError, from_dict
+from torchadder.training.recipe import RecipeError, read_recipe
 
 SETTINGS = "settings.json"
 
-Stage = Literal["new", "begun", "interrupted", "finished", "stopped"]
+Stage = Literal["new", "begun", "interrupted", "finished"]
 
 # What a run leaves before its first epoch is finished; anything else in a folder is not ours.
 _OF_A_RUN = {"config.yaml", "metrics.csv", "summary.json", "tensorboard", "checkpoints"}
@@ -129,21 +127,15 @@ def stage(folder: Path, epochs: int) -> Stage:
     """How far a run of so many epochs has come.
 
     Returns:
-        "new": nothing is there; "begun": no epoch was finished; "interrupted": some epochs were;
-        "finished"; or "stopped": a number was not finite, which a repetition would only repeat.
+        "new": nothing is there; "begun": no epoch was finished; "interrupted": some epochs were, or
+        all, but not what comes after them; "finished".
     """
     if not folder.is_dir() or not any(folder.iterdir()):
         return "new"
     summary = read_summary(folder)
-    status = str(summary.get("status", ""))
-    if status == "finished" and summary.get("epochs") == epochs:
+    if summary.get("status") == "finished" and summary.get("epochs") == epochs:
         return "finished"
-    if status.startswith("stopped"):
-        return "stopped"
-    checkpoint = folder / "checkpoints" / "last.ckpt"
-    if not checkpoint.is_file():
-        return "begun"
-    return "finished" if _epochs_in(checkpoint) >= epochs else "interrupted"
+    return "interrupted" if (folder / "checkpoints" / "last.ckpt").is_file() else "begun"
 
 
 def read_summary(folder: Path) -> dict[str, Any]:
@@ -171,15 +163,13 @@ def _check_run(job: Job, output: Path) -> None:
         if job.folder.is_dir():
             _refuse_strangers(job.folder)
         return
-    config = job.folder / "config.yaml"
     try:
-        values = yaml.safe_load(config.read_text(encoding="utf-8"))
-        found = from_dict(values, str(config))
-    except (OSError, yaml.YAMLError, RecipeError) as error:
-        raise _changed(output, f"{config} cannot be read: {error}") from error
+        found = read_recipe(job.folder)
+    except (OSError, RecipeError) as error:
+        raise _changed(output, f"a run cannot be read: {error}") from error
     changed = difference(job.recipe, found)
     if changed:
-        raise _changed(output, f"{changed} ({config})")
+        raise _changed(output, f"{changed} ({job.folder})")
 
 
 def _refuse_strangers(folder: Path) -> None:
@@ -202,11 +192,3 @@ def _holds_files(folder: Path) -> bool:
     return any(
         path.name not in (".lock", SETTINGS) and not is_temporary(path) for path in folder.iterdir()
     )
-
-
-def _epochs_in(checkpoint: Path) -> int:
-    """Finished epochs that a training state knows of."""
-    from torchadder.training.checkpoint_io import read_state
-
-    state = read_state(checkpoint)
-    return int(state["loops"]["fit_loop"]["epoch_progress"]["current"]["processed"])

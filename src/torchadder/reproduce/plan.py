@@ -15,14 +15,12 @@ from typing import Any
 
 from torchadder import recipes
 from torchadder.reproduce.tables import Row, Table
-from torchadder.training.recipe import Recipe, RecipeError, keys, suggest
+from torchadder.training.recipe import PLACE_KEYS, Recipe, RecipeError, keys, suggest
 
 SHARED = ("data", "optimizer", "schedule", "trainer")
 """Sections of a recipe that may be changed for all rows of a table; the others make the rows."""
 
-PLACE = frozenset(
-    f"trainer.{key}" for key in ("accelerator", "devices", "threads") if f"trainer.{key}" in keys()
-)
+PLACE = frozenset({*(f"trainer.{key}" for key in PLACE_KEYS), "data.device_cache"})
 """Keys that say where a run computes, not what: they may differ from one call to the next."""
 
 

@@ -6,7 +6,7 @@ import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
@@ -26,7 +26,7 @@ class Run:
     Attributes:
         job: The training.
         stage: How far it is, see `folder.stage`, or "failed".
-        reason: Why it stopped or failed; empty otherwise.
+        reason: Why it failed, in this call or an earlier one; empty if it did not.
         epochs: Finished epochs.
         metrics: The last row of its `metrics.csv`; accuracies are shares.
         best_accuracy: Highest validation accuracy of any epoch, a share; None before the first.
@@ -35,7 +35,7 @@ class Run:
     """
 
     job: Job
-    stage: Stage | str
+    stage: Stage | Literal["failed"]
     reason: str
     epochs: int
     metrics: dict[str, float]
@@ -76,13 +76,13 @@ def read_run(job: Job, failure: str = "") -> Run:
     summary = read_summary(job.folder)
     accuracies = [row["val_accuracy"] for row in rows if "val_accuracy" in row]
     found = stage(job.folder, job.epochs)
-    reason = failure
-    if found == "stopped":
-        reason = str(summary["status"]).removeprefix("stopped: ")
+    status = str(summary.get("status", ""))
+    if status.startswith("stopped: "):
+        failure = failure or status.removeprefix("stopped: ")
     return Run(
         job=job,
-        stage="failed" if failure and found != "stopped" else found,
-        reason=reason,
+        stage="failed" if failure else found,
+        reason=failure,
         epochs=len(rows),
         metrics=rows[-1] if rows else {},
         best_accuracy=max(accuracies) if accuracies else None,
@@ -162,10 +162,10 @@ class Line:
     @property
     def status(self) -> str:
         """`finished`, `3 of 5 seeds`, `not begun`, or why runs failed."""
-        failures = [run for run in self.runs if run.stage in ("stopped", "failed")]
+        failures = [run for run in self.runs if run.stage == "failed"]
         if failures:
             seeds = ", ".join(str(run.job.seed) for run in failures)
-            return f"seed {seeds} {failures[0].stage}: {failures[0].reason}"
+            return f"seed {seeds} failed: {failures[0].reason}"
         if self.num_finished == len(self.runs):
             return "finished"
         if not any(run.epochs for run in self.runs):

@@ -55,7 +55,7 @@ def reproduce(plan: Plan, *, say: Say = print, command: str | None = None) -> Re
         measure = functools.partial(
             collect, plan.table, jobs, failures=failures, overrides=settings.overrides
         )
-        left = [job for job in plan.jobs if _stage(job) not in ("finished", "stopped")]
+        left = [job for job in plan.jobs if _stage(job) != "finished"]
         say(f"{len(plan.jobs) - len(left)} of {count(len(plan.jobs), 'training')} done before")
         for number, job in enumerate(left, 1):
             say(f"\n[{number}/{len(left)}] {job.name}: {_WORDS[_stage(job)]}")

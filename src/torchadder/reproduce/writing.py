@@ -113,11 +113,11 @@ def _markdown_table(results: Results, lines: Sequence[Line]) -> str:
 
 def _failures(results: Results) -> list[str]:
     lines = [
-        f"* {run.job.name}: {run.stage} after {count(run.epochs, 'epoch')}: {run.reason}"
+        f"* {run.job.name}: failed after {count(run.epochs, 'epoch')}: {run.reason}"
         for run in results.runs
-        if run.stage in ("stopped", "failed")
+        if run.stage == "failed"
     ]
-    return ["Rows that failed:\n\n" + "\n".join(lines)] if lines else []
+    return ["Trainings that failed:\n\n" + "\n".join(lines)] if lines else []
 
 
 def _origin(results: Results, origin: dict[str, Any]) -> str:
