@@ -21,6 +21,7 @@ from torchadder.data.images import (
 from torchadder.data.plan import BatchPlan
 from torchadder.data.sampling import EpochSampler
 from torchadder.data.sources import DataError, divide, open_source
+from torchadder.data.streaming import Stream, StreamBatches, open_stream, stream_loader
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -53,6 +54,8 @@ class ImageData(lightning.LightningDataModule):
             same bit for bit: True, False, or "auto": on a CUDA device, if they take no more than a
             quarter of its free memory.
         eval_batch_size: Images per validation batch, all processes together; None: `batch_size`.
+        streaming: Whether to read the training images from parquet files as they are needed.
+        shuffle_buffer: Images that each reader of a stream holds and draws from at random.
         seed: Seed of order and augmentation.
 
     Attributes:
@@ -92,6 +95,8 @@ class ImageData(lightning.LightningDataModule):
         cache_mb: int = 1024,
         device_cache: bool | str = "auto",
         eval_batch_size: int | None = None,
+        streaming: bool = False,
+        shuffle_buffer: int = 1024,
         seed: int = 0,
     ) -> None:
         super().__init__()
@@ -110,20 +115,25 @@ class ImageData(lightning.LightningDataModule):
         self.cache_mb = cache_mb
         self.device_cache = device_cache
         self.eval_batch_size = eval_batch_size
+        self.streaming = streaming
+        self.shuffle_buffer = shuffle_buffer
         self.seed = seed
         self._is_open = False
         self._is_on_device: bool | None = None
+        self._stream: Stream | None = None
 
     def setup(self, stage: str | None = None) -> None:
         """Opens the source and decodes what fits in memory; later calls do nothing."""
         if self._is_open:
             return
-        source = open_source(
-            self.source,
-            image_column=self.image_column,
-            label_column=self.label_column,
-            num_classes=self.wanted_classes,
-        )
+        columns = {"image_column": self.image_column, "label_column": self.label_column}
+        if self.streaming:
+            stream, source = open_stream(self.source, **columns, num_classes=self.wanted_classes)
+            stream.first_rows()
+            source.splits["train"] = stream.split
+            self._stream = stream
+        else:
+            source = open_source(self.source, **columns, num_classes=self.wanted_classes)
         train, val = divide(source, self.val_split, self.val_fraction)
         self.class_names = source.class_names
         self.num_classes = len(source.class_names)
@@ -150,13 +160,16 @@ class ImageData(lightning.LightningDataModule):
         strict = self.image_size is None
         image_bytes = channels * height * width
         fits = (len(train) + len(val)) * image_bytes <= self.cache_mb * 2**20
+        is_kept = fits and not whole_images and not self.streaming
+        if self.device_cache is True and self.streaming:
+            raise DataError("data.device_cache=true keeps all images, data.streaming none")
         if self.device_cache is True and not (fits and self.augment in AUGMENTATIONS):
             raise DataError(
                 f"data.device_cache=true wants decoded images of at most data.cache_mb="
                 f"{self.cache_mb} MiB and data.augment {', '.join(AUGMENTATIONS)}; these take "
                 f"{(len(train) + len(val)) * image_bytes / 2**20:.0f} MiB, augment={self.augment}"
             )
-        train_cache = decode_all(train, blank, strict=strict) if fits and not whole_images else None
+        train_cache = decode_all(train, blank, strict=strict) if is_kept else None
         val_cache = decode_all(val, blank, strict=strict) if fits else None
         mean, std = self._statistics(train_cache, train, blank)
         self.preprocess = Preprocess(channels, height, width, resize, mean, std)
@@ -176,13 +189,19 @@ class ImageData(lightning.LightningDataModule):
             mean, std = IMAGENET_MEAN, IMAGENET_STD
         else:
             if cache is None:
-                rows = range(0, len(train), -(-len(train) // 1000))
+                rows = (
+                    range(0, len(train), -(-len(train) // 1000))
+                    if self._stream is None
+                    else list(train.encoded)
+                )
                 cache = torch.stack([decode_row(train, row, blank) for row in rows])
             mean, std = measure(cache)
         return tuple(self.mean or mean), tuple(self.std or std)
 
     def train_dataloader(self) -> DataLoader | DeviceLoader:
         """Shuffled, augmented batches (images float32 (N, C, H, W), labels int64 (N))."""
+        if self._stream is not None:
+            return self._stream_loader(self._stream)
         return self._loader(self.train, self._sampler(self.train, shuffle=True), self.batch_size)
 
     def val_dataloader(self) -> DataLoader | DeviceLoader:
@@ -242,6 +261,21 @@ class ImageData(lightning.LightningDataModule):
             # A generator of its own keeps the loader from drawing on torch's global one.
             generator=torch.Generator().manual_seed(self.seed),
         )
+
+    def _stream_loader(self, stream: Stream) -> DataLoader:
+        rank, world_size = self._place()
+        batches = StreamBatches(
+            stream,
+            self.train,
+            self.plan(world_size),
+            rank=rank,
+            buffer=self.shuffle_buffer,
+            seed=self.seed,
+        )
+        workers = min(4, os.cpu_count() or 1) if self.workers is None else self.workers
+        device = None if self.trainer is None else self.trainer.strategy.root_device
+        is_on_gpu = device is not None and device.type == "cuda"
+        return stream_loader(batches, workers=workers, pin_memory=is_on_gpu)
 
     def _fits(self, device: torch.device) -> bool:
         """Whether the images of both splits are to be kept on the device that computes."""

@@ -123,17 +123,17 @@ def open_source(
         return _open_digits(num_classes)
     path = Path(source).expanduser()
     if path.is_dir():
-        parquet = sorted(path.rglob("*.parquet"))
-        if parquet:
-            tables = _open_parquet(path, parquet)
-            return _from_tables(tables, source, image_column, label_column, num_classes)
+        files = parquet_by_split(path)
+        if files:
+            tables = open_parquet(path, files)
+            return from_tables(tables, source, image_column, label_column, num_classes)
         return _open_folder(path, num_classes)
     if path.is_file():
         raise DataError(f"data.source={source!r} is a file; a folder or a hub id is wanted")
     if not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", source) or source.startswith("."):
         raise DataError(f"data.source={source!r}: no such folder")
     tables = {name: (table, []) for name, table in _open_hub(source).items()}
-    return _from_tables(tables, source, image_column, label_column, num_classes)
+    return from_tables(tables, source, image_column, label_column, num_classes)
 
 
 def divide(source: ImageSource, val_split: str | None, val_fraction: float) -> tuple[Split, Split]:
@@ -194,11 +194,14 @@ def _open_digits(num_classes: int | None) -> ImageSource:
     return ImageSource({"train": split}, [str(digit) for digit in range(10)])
 
 
-def _open_parquet(folder: Path, files: list[Path]) -> dict[str, tuple[Any, list[tuple[str, int]]]]:
-    import pyarrow.parquet as pq
+def parquet_by_split(folder: Path) -> dict[str, list[Path]]:
+    """The parquet files in a folder and the folders below it, by the split their names speak of.
 
+    Raises:
+        DataError: If some names speak of a split and others do not.
+    """
     groups: dict[str, list[Path]] = {}
-    for file in files:
+    for file in sorted(folder.rglob("*.parquet")):
         groups.setdefault(_split_of(file.relative_to(folder)) or "", []).append(file)
     if "" in groups:
         if len(groups) > 1:
@@ -207,6 +210,19 @@ def _open_parquet(folder: Path, files: list[Path]) -> dict[str, tuple[Any, list[
                 "have one; train, validation or test is wanted"
             )
         groups = {"train": groups[""]}
+    return groups
+
+
+def open_parquet(
+    folder: Path, groups: dict[str, list[Path]]
+) -> dict[str, tuple[Any, list[tuple[str, int]]]]:
+    """The tables of parquet files by split, each with its files and their numbers of rows.
+
+    Raises:
+        DataError: If a file cannot be read, or a split is empty.
+    """
+    import pyarrow.parquet as pq
+
     tables = {}
     for name, members in groups.items():
         sizes = []
@@ -312,21 +328,26 @@ def _open_hub(source: str) -> dict[str, Any]:
             ) from error
 
 
-def _from_tables(
+def from_tables(
     tables: dict[str, tuple[Any, list[tuple[str, int]]]],
     source: str,
     image_column: str | None,
     label_column: str | None,
     num_classes: int | None,
 ) -> ImageSource:
+    """The splits of a data set from its tables.
+
+    Raises:
+        DataError: If a column is missing, or labels cannot be used.
+    """
     from datasets import ClassLabel
 
     splits: dict[str, Split] = {}
     class_names: list[str] | None = None
     for name, (table, files) in tables.items():
         where = f"{source}, split {name!r}"
-        image = _column(table, image_column, "image", IMAGE_COLUMNS, where)
-        label = _column(table, label_column, "label", LABEL_COLUMNS, where)
+        image = find_column(table.column_names, image_column, "image", where)
+        label = find_column(table.column_names, label_column, "label", where)
         if len(table) == 0:
             raise DataError(f"{where} is empty")
         feature = table.features[label]
@@ -360,8 +381,19 @@ def _from_tables(
     return ImageSource(splits, class_names or [str(index) for index in range(count)])
 
 
-def _column(table: Any, wanted: str | None, kind: str, usual: tuple[str, ...], where: str) -> str:
-    columns = table.column_names
+def find_column(columns: list[str], wanted: str | None, kind: str, where: str) -> str:
+    """The column of the images or of the labels.
+
+    Args:
+        columns: Names of all columns.
+        wanted: Its name, if the user says it.
+        kind: "image" or "label".
+        where: What to call the table in an error.
+
+    Raises:
+        DataError: If there is none.
+    """
+    usual = {"image": IMAGE_COLUMNS, "label": LABEL_COLUMNS}[kind]
     if wanted is not None:
         if wanted not in columns:
             raise DataError(

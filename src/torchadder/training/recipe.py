@@ -49,6 +49,9 @@ class DataConfig:
         device_cache: Keep decoded images on the device that trains and make the batches there, the
             same bit for bit: true, false, or "auto": on a CUDA device that has room for them.
         eval_batch_size: Images per validation batch; null: `batch_size`.
+        streaming: Read the training images from parquet files as they are needed, without a copy on
+            the disk; what is validated on is opened as ever.
+        shuffle_buffer: Images that each worker of a stream holds and draws from at random.
     """
 
     source: str = "mnist"
@@ -66,6 +69,8 @@ class DataConfig:
     cache_mb: int = 1024
     device_cache: bool | Literal["auto"] = "auto"
     eval_batch_size: int | None = None
+    streaming: bool = False
+    shuffle_buffer: int = 1024
 
 
 @dataclass
@@ -245,6 +250,8 @@ class TrainerConfig:
         deterministic: Refuse operators without a deterministic form (matters on GPUs only).
         sync_batchnorm: Take batch norm's statistics over the batch of all processes.
         timeout: Seconds that processes wait for each other before they give up.
+        tf32: Let the convolutions of a GPU round their inputs to TF32, ten bits of mantissa (not
+            those of adder layers); faster, and not the numbers of a CPU.
         check_val_every: Epochs from one validation to the next; the last epoch always has one.
             Checkpoints are written after epochs with a validation and, where that takes long, once
             a minute.
@@ -265,6 +272,7 @@ class TrainerConfig:
     deterministic: bool = False
     sync_batchnorm: bool = False
     timeout: float = 1800.0
+    tf32: bool = False
     check_val_every: int = 1
     compile: (
         bool | Literal["default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs"]
@@ -333,6 +341,7 @@ class Recipe:
         _require(
             data.workers is None or data.workers >= 0, "data.workers", data.workers, "at least 0"
         )
+        _require(data.shuffle_buffer >= 1, "data.shuffle_buffer", data.shuffle_buffer, "at least 1")
         _require(
             data.std is None or all(value > 0 for value in data.std),
             "data.std",
