@@ -11,7 +11,7 @@
 #include <random>
 #include <vector>
 
-#include "torchadder.h"
+#include "torchadder_lp.h"
 
 namespace {
 
@@ -108,6 +108,40 @@ bool close(const char* what, const std::vector<T>& got, const std::vector<double
   return true;
 }
 
+// The three lp kernels at one exponent; `clip` is that of the input gradient.
+template <class T>
+bool check_lp(const ta_problem& p, int dtype, int threads, double power, bool clip,
+              const std::vector<T>& x, const std::vector<T>& w, const std::vector<T>& gy) {
+  std::vector<double> want(gy.size()), size(gy.size()), want_x(x.size()), size_x(x.size()),
+      want_w(w.size()), size_w(w.size());
+  for_each_tap(p, [&](int64_t n, int64_t c, int64_t h, int64_t v, int64_t o, int64_t i, int64_t j,
+                      int64_t k) {
+    const int64_t at_x = c < 0 ? -1 : at(p.input_strides, n, c, h, v);
+    const int64_t y = at(p.output_strides, n, o, i, j);
+    const double d = (c < 0 ? 0.0 : x[at_x]) - double(w[k]);
+    want[y] -= std::pow(std::fabs(d), power);
+    size[y] += std::pow(std::fabs(d), power);
+    const double slope = power * std::copysign(std::pow(std::fabs(d), power - 1), d);
+    want_w[k] += slope * gy[y];
+    size_w[k] += std::fabs(slope * gy[y]);
+    if (c < 0) return;
+    const double term = (clip ? factor(TA_RULE_CLIP, -slope) : -slope) * gy[y];
+    const int64_t at_gx = at(p.result_strides, n, c, h, v);
+    want_x[at_gx] += term;
+    size_x[at_gx] += std::fabs(term);
+  });
+  std::vector<T> y(gy.size(), T(NAN)), gx(x.size(), T(NAN)), gw(w.size(), T(NAN));
+  return ta_adder2d_lp_forward(&p, dtype, power, x.data(), w.data(), nullptr, y.data(), threads) ==
+             TA_OK &&
+         close("lp y", y, want, size) &&
+         ta_adder2d_lp_backward_input(&p, dtype, power, clip, gy.data(), x.data(), w.data(),
+                                      gx.data(), threads) == TA_OK &&
+         close("lp gx", gx, want_x, size_x) &&
+         ta_adder2d_lp_backward_weight(&p, dtype, power, gy.data(), x.data(), w.data(), gw.data(),
+                                       threads) == TA_OK &&
+         close("lp gw", gw, want_w, size_w);
+}
+
 template <class T>
 bool check(const ta_problem& p, int dtype, int threads) {
   const int64_t num_x = p.batch * p.in_channels * p.height * p.width;
@@ -165,7 +199,9 @@ bool check(const ta_problem& p, int dtype, int threads) {
   std::vector<T> gw(num_w, T(NAN));
   ok = ok && ta_adder2d_backward_weight_sign(&p, dtype, gy.data(), x.data(), w.data(), gw.data(),
                                              threads) == TA_OK;
-  return ok && close("gw", gw, want_w, size_w);
+  ok = ok && close("gw", gw, want_w, size_w);
+  return ok && check_lp(p, dtype, threads, 1.25, false, x, w, gy) &&
+         check_lp(p, dtype, threads, 1.75, true, x, w, gy);
 }
 
 }  // namespace
