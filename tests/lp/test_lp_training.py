@@ -1,12 +1,17 @@
 """A run whose exponent falls: what is trained, kept and resumed."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 
 import torchadder as ta
 from torchadder import recipes
+from torchadder.tasks import Classification
 from torchadder.training import RecipeError, fit, resume
 from torchadder.training.evaluation import evaluate
+from torchadder.training.exponent import ExponentFall
+from torchadder.training.graph import FastStep
 
 SMALL = {"epochs": 4, "trainer.limit_train_batches": 4, "trainer.threads": 1, "lp.share": 0.5}
 SMALL["trainer.limit_val_batches"] = 2
@@ -45,6 +50,19 @@ def test_run_ends_as_a_plain_adder_net_and_resumes_exactly(tmp_path):
     whole, parts = (ta.load(each.last_checkpoint).state_dict() for each in (result, resumed))
     for name, value in whole.items():
         assert torch.equal(value, parts[name]), name
+
+
+def test_a_change_of_the_exponent_forgets_what_was_compiled(monkeypatch):
+    task = Classification(ta.models.lenet5_bn(), num_classes=10)
+    task.fast_step = FastStep(task)
+    closed = []
+    monkeypatch.setattr(FastStep, "close", lambda self: closed.append(self))
+    monkeypatch.setattr(Classification, "log", lambda *args, **kwargs: None)
+    fall = ExponentFall(ta.lp.ExponentSchedule("step", share=0.5, num_steps=1), clip=False)
+    for epoch, times in enumerate((0, 0, 1, 1)):
+        trainer = SimpleNamespace(max_epochs=4, current_epoch=epoch, checkpoint_callbacks=[])
+        fall.on_train_epoch_start(trainer, task)
+        assert closed == [task.fast_step] * times
 
 
 def test_cnn_has_no_exponent(tmp_path):

@@ -6,6 +6,7 @@ from lightning import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 
 from torchadder.lp import ExponentSchedule, set_exponent_
+from torchadder.training.graph import FastStep
 
 
 class ExponentFall(Callback):
@@ -13,7 +14,8 @@ class ExponentFall(Callback):
 
     The exponent is a function of the epoch alone, so a resumed run needs no state. Epochs with
     another exponent are those of another operator: when it changes, the checkpoint callbacks
-    forget their best epoch, so that what a run keeps as its best is the best plain adder net.
+    forget their best epoch, so that what a run keeps as its best is the best plain adder net. A
+    step that was compiled or recorded is so anew, which is worth it for a few exponents only.
 
     Args:
         schedule: Which exponent an epoch has.
@@ -32,6 +34,9 @@ class ExponentFall(Callback):
         pl_module.log("p", p, on_step=False, on_epoch=True)
         before = self.schedule.exponent(max(0, trainer.current_epoch - 1), num_epochs)
         if p != before:
+            fast = getattr(pl_module, "fast_step", None)
+            if isinstance(fast, FastStep):
+                fast.close()
             for callback in trainer.checkpoint_callbacks:
                 if isinstance(callback, ModelCheckpoint):
                     callback.best_k_models.clear()
