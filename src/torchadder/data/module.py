@@ -21,7 +21,13 @@ from torchadder.data.images import (
 from torchadder.data.plan import BatchPlan
 from torchadder.data.sampling import EpochSampler
 from torchadder.data.sources import DataError, divide, open_source
-from torchadder.data.streaming import Stream, StreamBatches, open_stream, stream_loader
+from torchadder.data.streaming import (
+    Stream,
+    StreamBatches,
+    Tickets,
+    open_stream,
+    stream_loader,
+)
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -65,6 +71,8 @@ class ImageData(lightning.LightningDataModule):
         preprocess (Preprocess): The deterministic part of the transforms.
         train (Images): Training images.
         val (Images): Validation images.
+        first_epoch (int): The epoch that training begins with, counted from 0. Lightning says it
+            too, but lets worker processes fetch their first batches before.
 
     Raises:
         DataError: From `setup`, if the data cannot be used.
@@ -118,6 +126,7 @@ class ImageData(lightning.LightningDataModule):
         self.streaming = streaming
         self.shuffle_buffer = shuffle_buffer
         self.seed = seed
+        self.first_epoch = 0
         self._is_open = False
         self._is_on_device: bool | None = None
         self._stream: Stream | None = None
@@ -223,7 +232,7 @@ class ImageData(lightning.LightningDataModule):
 
     def _sampler(self, images: Images, *, shuffle: bool) -> EpochSampler:
         rank, world_size = self._place()
-        return EpochSampler(
+        sampler = EpochSampler(
             len(images),
             shuffle=shuffle,
             seed=self.seed,
@@ -231,6 +240,8 @@ class ImageData(lightning.LightningDataModule):
             world_size=world_size,
             num_used=self.plan(world_size).num_used if shuffle else None,
         )
+        sampler.set_epoch(self.first_epoch)
+        return sampler
 
     def _place(self) -> tuple[int, int]:
         """Number of this process, and how many there are."""
@@ -275,7 +286,9 @@ class ImageData(lightning.LightningDataModule):
         workers = min(4, os.cpu_count() or 1) if self.workers is None else self.workers
         device = None if self.trainer is None else self.trainer.strategy.root_device
         is_on_gpu = device is not None and device.type == "cuda"
-        return stream_loader(batches, workers=workers, pin_memory=is_on_gpu)
+        tickets = Tickets(len(batches))
+        tickets.set_epoch(self.first_epoch)
+        return stream_loader(batches, tickets, workers=workers, pin_memory=is_on_gpu)
 
     def _fits(self, device: torch.device) -> bool:
         """Whether the images of both splits are to be kept on the device that computes."""

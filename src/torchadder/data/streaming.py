@@ -297,15 +297,17 @@ class Tickets(Sampler[tuple[int, int]]):
         return self.num_batches
 
     def __iter__(self) -> Iterator[tuple[int, int]]:
-        return ((self.epoch, batch) for batch in range(self.num_batches))
+        return zip(itertools.repeat(self.epoch), range(self.num_batches), strict=False)
 
 
-def stream_loader(batches: StreamBatches, *, workers: int, pin_memory: bool) -> DataLoader:
+def stream_loader(
+    batches: StreamBatches, tickets: Tickets, *, workers: int, pin_memory: bool
+) -> DataLoader:
     """A loader whose workers are the readers; torch gives batch b to worker b mod their number."""
     return DataLoader(
         batches,
         batch_size=None,
-        sampler=Tickets(len(batches)),
+        sampler=tickets,
         num_workers=workers,
         persistent_workers=workers > 0,
         pin_memory=pin_memory,

@@ -168,6 +168,7 @@ def resume(
             data, task = _prepare(recipe, here.size)
             _check_state(task, state["state_dict"], checkpoint)
             _check_division(state, data.plan(here.size), checkpoint)
+            data.first_epoch = _num_finished(state)
             return data, task
 
         data, task = distributed.together(prepare)
@@ -352,7 +353,7 @@ def _check_recipe(recipe: Recipe, saved: dict[str, Any], config: Path, checkpoin
 
 
 def _check_unfinished(recipe: Recipe, state: dict[str, Any], folder: Path) -> None:
-    done = state["loops"]["fit_loop"]["epoch_progress"]["current"]["processed"]
+    done = _num_finished(state)
     if done < recipe.epochs:
         return
     # A run may have been stopped between its last checkpoint and its summary: it still has to end.
@@ -533,9 +534,10 @@ def _failure(
 def _num_kept(folder: Path) -> int:
     """Finished epochs in the last checkpoint of a run folder."""
     checkpoint = folder / "checkpoints" / "last.ckpt"
-    if not checkpoint.is_file():
-        return 0
-    state = read_state(checkpoint)
+    return _num_finished(read_state(checkpoint)) if checkpoint.is_file() else 0
+
+
+def _num_finished(state: dict[str, Any]) -> int:
     return state["loops"]["fit_loop"]["epoch_progress"]["current"]["processed"]
 
 

@@ -6,6 +6,7 @@ a `KeyboardInterrupt` in the training loop, once.
 
 from __future__ import annotations
 
+import os
 import signal
 import threading
 from types import FrameType, TracebackType
@@ -30,6 +31,7 @@ class StopRequests(Callback):
     def __init__(self) -> None:
         self.received: int | None = None
         self._is_ending = False
+        self._process = os.getpid()
         self._before: dict[int, Any] = {}
 
     def __enter__(self) -> StopRequests:
@@ -65,6 +67,8 @@ class StopRequests(Callback):
             signal.signal(signum, self._stop)
 
     def _stop(self, signum: int, frame: FrameType | None) -> None:
+        if os.getpid() != self._process:  # a worker, forked with these handlers
+            raise SystemExit(128 + signum)
         if self.received is None and not self._is_ending:
             self.received = signum
             raise KeyboardInterrupt
