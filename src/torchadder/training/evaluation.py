@@ -23,7 +23,7 @@ from torchadder.data import DataError, ImageData, Preprocess, decode
 from torchadder.data.sources import IMAGE_SUFFIXES
 from torchadder.tasks import Classification
 from torchadder.training.recipe import DataConfig, RecipeError, check_keys
-from torchadder.training.run import quiet
+from torchadder.training.run import quiet, tf32_convolutions
 
 
 @dataclass
@@ -111,13 +111,14 @@ def evaluate(
     net = open_checkpoint(checkpoint)
     check_keys(data or {}, "data", DataConfig, "data.")
     # The checkpoint's own mean and standard deviation are put in once the images are known to fit.
-    fixed = {"batch_size": batch_size, "augment": "none", "mean": None, "std": None}
+    fixed = {"batch_size": batch_size, "eval_batch_size": None, "device_cache": "auto"}
+    fixed |= {"augment": "none", "mean": None, "std": None}
     images = ImageData(**net.data | fixed | (data or {}))
     previous_threads = torch.get_num_threads()
     try:
         if threads is not None:
             torch.set_num_threads(threads)
-        with quiet():
+        with quiet(), tf32_convolutions(False):
             images.setup()
             _check_images(images, net)
             images.val.preprocess = net.preprocess

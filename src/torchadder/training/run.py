@@ -607,7 +607,7 @@ def _metadata(recipe: Recipe, data: ImageData) -> dict[str, Any]:
 
 @contextlib.contextmanager
 def _environment(recipe: Recipe) -> Iterator[None]:
-    """Threads, seed and quiet libraries for the time of a run."""
+    """Threads, seed, precision and quiet libraries for the time of a run."""
     threads = torch.get_num_threads()
     try:
         if recipe.trainer.threads is not None:
@@ -615,11 +615,23 @@ def _environment(recipe: Recipe) -> Iterator[None]:
             if distributed.world().size > 1:
                 # Lightning would choose a number, if none is given here.
                 os.environ["OMP_NUM_THREADS"] = str(recipe.trainer.threads)
-        with quiet():
+        with quiet(), tf32_convolutions(recipe.trainer.tf32):
             lightning.seed_everything(recipe.seed, workers=True, verbose=False)
             yield
     finally:
         torch.set_num_threads(threads)
+
+
+@contextlib.contextmanager
+def tf32_convolutions(allowed: bool) -> Iterator[None]:
+    """Whether convolutions on a GPU may round to TF32, which torch lets them unless it is told."""
+    cudnn = torch.backends.cudnn
+    before = cudnn.allow_tf32
+    cudnn.allow_tf32 = allowed
+    try:
+        yield
+    finally:
+        cudnn.allow_tf32 = before
 
 
 @contextlib.contextmanager
