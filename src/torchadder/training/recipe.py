@@ -521,6 +521,13 @@ def _complete(method: str, config: DistillConfig) -> DistillConfig:
 
 def _check_graph(recipe: Recipe) -> None:
     trainer = recipe.trainer
+    is_fixed = trainer.cuda_graph or trainer.compile is not False
+    _require(
+        not is_fixed or recipe.lp.schedule == "none",
+        "lp.schedule",
+        recipe.lp.schedule,
+        "none (a step of trainer.compile or trainer.cuda_graph keeps its exponent)",
+    )
     if not trainer.cuda_graph:
         return
     _require(
@@ -535,12 +542,6 @@ def _check_graph(recipe: Recipe) -> None:
         "trainer.compile",
         trainer.compile,
         "a mode without CUDA graphs of its own (trainer.cuda_graph makes one of the whole step)",
-    )
-    _require(
-        recipe.lp.schedule == "none",
-        "lp.schedule",
-        recipe.lp.schedule,
-        "none (a replayed step, trainer.cuda_graph, keeps its exponent)",
     )
 
 

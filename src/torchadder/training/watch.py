@@ -33,8 +33,8 @@ class FiniteWatch:
     """
 
     def __init__(self, device: torch.device) -> None:
-        self.flag = torch.zeros((), device=device)
-        self._unit_scale = torch.ones((), device=device)
+        self.flag = torch.zeros((), dtype=torch.float32, device=device)
+        self._unit_scale = torch.ones_like(self.flag)
         self._num_good = torch.zeros((), dtype=torch.int64, device=device)
         self._moments: list[tuple[Moment, torch.Size]] = []
         self._kept: dict[torch.Size, tuple[Tensor, Tensor]] = {}
