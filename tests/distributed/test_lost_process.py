@@ -130,5 +130,6 @@ def test_the_processes_end_with_the_command(digits, tmp_path):
     wait_for_epoch(folder, 1, process)
     children = psutil.Process(process.pid).children()
     process.kill()
+    process.communicate()
     _, alive = psutil.wait_procs(children, timeout=SECONDS)
     assert not alive

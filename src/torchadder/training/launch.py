@@ -94,8 +94,9 @@ def launch(command: Sequence[str], num_processes: int) -> tuple[int, str | None]
             for place, report in zip(places, reports, strict=True)
         ]
         with _signals_forwarded(processes):
-            _wait(processes)
-        return _verdict([process.returncode for process in processes], _read(reports))
+            first = _wait(processes)
+        codes = [process.returncode for process in processes]
+        return _verdict(codes, first, _read(reports))
 
 
 def report(message: str, *, status: int, lost: bool = False) -> bool:
@@ -200,23 +201,27 @@ def _signals_forwarded(processes: list[subprocess.Popen[bytes]]) -> Iterator[Non
             signal.signal(signum, handler)
 
 
-def _wait(processes: list[subprocess.Popen[bytes]]) -> None:
-    """Waits for all processes; once one has failed, the others have a bounded time left."""
-    first_failure = None
-    while any(process.poll() is None for process in processes):
+def _wait(processes: list[subprocess.Popen[bytes]]) -> int | None:
+    """Waits for all processes; once one has failed, the others have a bounded time left.
+
+    Returns:
+        The rank that failed first, None if all ended well.
+    """
+    first: int | None = None
+    since = 0.0
+    while True:
+        codes = [process.poll() for process in processes]
+        if first is None and any(codes):
+            first = next(rank for rank, code in enumerate(codes) if code)
+            since = time.monotonic()
+        if None not in codes:
+            return first
+        if first is not None and time.monotonic() - since > SECONDS_TO_NOTICE:
+            is_late = time.monotonic() - since > SECONDS_TO_NOTICE + SECONDS_TO_STOP
+            for process, code in zip(processes, codes, strict=True):
+                if code is None:
+                    process.send_signal(signal.SIGKILL if is_late else signal.SIGTERM)
         time.sleep(0.05)
-        if first_failure is None and any(process.returncode for process in processes):
-            first_failure = time.monotonic()
-        if first_failure is None:
-            continue
-        seconds = time.monotonic() - first_failure
-        for process in processes:
-            if process.poll() is not None:
-                continue
-            if seconds > SECONDS_TO_NOTICE + SECONDS_TO_STOP:
-                process.kill()
-            elif seconds > SECONDS_TO_NOTICE:
-                process.terminate()
 
 
 def _read(reports: list[Path]) -> dict[int, dict[str, Any]]:
@@ -227,16 +232,18 @@ def _read(reports: list[Path]) -> dict[int, dict[str, Any]]:
     }
 
 
-def _verdict(codes: list[int], reports: dict[int, dict[str, Any]]) -> tuple[int, str | None]:
-    if not any(codes):
+def _verdict(
+    codes: list[int], first: int | None, reports: dict[int, dict[str, Any]]
+) -> tuple[int, str | None]:
+    if first is None:
         return 0, None
     for lost in (False, True):
         for rank in sorted(reports):
             if reports[rank]["lost"] == lost:
                 return reports[rank]["status"], reports[rank]["message"]
-    rank, code = next((rank, code) for rank, code in enumerate(codes) if code)
+    code = codes[first]
     how = f"was ended by {signal.Signals(-code).name}" if code < 0 else f"ended with status {code}"
-    return (2 if code < 0 else code), f"rank {rank} of {len(codes)} {how}"
+    return (2 if code < 0 else code), f"rank {first} of {len(codes)} {how}"
 
 
 def command_again() -> list[str]:
