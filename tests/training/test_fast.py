@@ -372,7 +372,6 @@ def test_the_graph_has_no_effect_on_a_cpu(tmp_path):
         ({"data.device_cache": "maybe"}, r"data.device_cache = maybe"),
         ({"trainer.accumulate": 2}, r"trainer.accumulate = 2: 1 \(a replayed step"),
         ({"trainer.compile": "reduce-overhead"}, r"trainer.compile = 'reduce-overhead': a mode"),
-        ({"lp.schedule": "linear"}, r"lp.schedule = 'linear': none \(a step of"),
     ],
 )
 def test_recipes_that_cannot_be_run_are_refused(overrides, message):

@@ -521,13 +521,6 @@ def _complete(method: str, config: DistillConfig) -> DistillConfig:
 
 def _check_graph(recipe: Recipe) -> None:
     trainer = recipe.trainer
-    is_fixed = trainer.cuda_graph or trainer.compile is not False
-    _require(
-        not is_fixed or recipe.lp.schedule == "none",
-        "lp.schedule",
-        recipe.lp.schedule,
-        "none (a step of trainer.compile or trainer.cuda_graph keeps its exponent)",
-    )
     if not trainer.cuda_graph:
         return
     _require(
