@@ -1,6 +1,8 @@
 """Recipes that are based on others: merging, names, and what is refused."""
 
 import json
+import re
+from pathlib import Path
 
 import pytest
 import yaml
@@ -124,3 +126,13 @@ def test_a_run_keeps_the_merged_recipe(write, tmp_path):
     kept = yaml.safe_load((folder / "config.yaml").read_text())
     assert "base" not in kept
     assert kept == json.loads(json.dumps(recipe.to_dict()))
+
+
+def test_the_example_of_the_documentation(write):
+    page = (Path(__file__).parents[2] / "docs" / "recipes.md").read_text()
+    (text,) = [
+        block for block in re.findall(r"```yaml\n(.*?)```", page, re.DOTALL) if "base" in block
+    ]
+    recipe = recipes.load(write("mine.yaml", text))
+    assert (recipe.distill.alpha, recipe.distill.beta, recipe.optimizer.eta) == (1.0, 5.0, None)
+    assert recipe.model.name == "resnet20"

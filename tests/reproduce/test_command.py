@@ -11,6 +11,7 @@ import pytest
 
 import torchadder
 from torchadder import cli
+from torchadder.reproduce import TABLES
 from written_runs import contents, write_run
 
 TINY = ["--limit-train-batches=3", "--limit-val-batches=2", "--threads=1"]
@@ -132,7 +133,7 @@ def test_dry_run_trains_nothing(tmp_path, capsys, monkeypatch):
 def test_cost_is_taken_from_what_was_measured(tmp_path, capsys, monkeypatch):
     from pathlib import Path
 
-    from torchadder.reproduce import TABLES, make_plan
+    from torchadder.reproduce import make_plan
     from torchadder.reproduce.estimates import estimate, measurements
 
     monkeypatch.chdir(tmp_path)
@@ -199,3 +200,24 @@ def test_list_and_help(capsys):
         reproduce("--help")
     words = " ".join(capsys.readouterr().out.split())
     assert "The same command goes on where it was interrupted or killed" in words
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("table", "budget"),
+    [("cifar10", 1), ("distillers", 4), ("ablation", 1), ("cnn-distillation", 1), ("deeper", 1)],
+)
+def test_every_row_of_a_table_trains(tmp_path, monkeypatch, table, budget):
+    """The digits stand in for the images; nets, methods and settings are those of the rows."""
+    monkeypatch.setattr("torchadder.reproduce.drawing.draw", lambda folder, results: ())
+    images = ["--data.source=mnist", "--data.image_size=32", "--data.mean=null", "--data.std=null"]
+    images += ["--data.val_split=null", "--data.augment=crop", "--batch-size=8"]
+    # Teachers of a few steps put out anything; at the papers' rate some students would overflow.
+    images += ["--optimizer.lr=0.001"]
+    options = [f"--budget={budget}", "--output", tmp_path / "x", *images, *TINY]
+    assert reproduce(table, *options, "--limit-train-batches=2", "--limit-val-batches=1") == 0
+    with (tmp_path / "x" / "table.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert [row["recipe"] for row in rows] == [row.recipe for row in TABLES[table].rows]
+    assert {row["status"] for row in rows} == {"finished"}
+    assert all(int(row["num_add"]) > 0 for row in rows)

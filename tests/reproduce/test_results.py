@@ -19,7 +19,7 @@ ORIGIN = {"command": "torchadder reproduce x", "date": "today", "versions": {"to
 @pytest.fixture
 def table(tmp_path):
     rows = (
-        Row(CONV, "CNN", "LeNet-5-BN", Printed(99.4, "A paper")),
+        Row(CONV, "CNN", "LeNet-5-BN", Printed(99.4, "A paper", 1)),
         Row(ADDER, "AdderNet", "LeNet-5-BN", baseline=CONV),
     )
     return Table("mine", "Mine", 30, rows, "A note.")

@@ -1,12 +1,16 @@
 """The tables as data."""
 
 import functools
+import re
+from pathlib import Path
 
 import pytest
 
 from torchadder import recipes
 from torchadder.reproduce import TABLES
 from torchadder.reproduce.tables import FIXED_TEACHER
+
+ROOT = Path(__file__).parents[2]
 
 load = functools.cache(recipes.load)
 
@@ -78,3 +82,11 @@ def test_printed_figures():
     gain = printed["cifar10_resnet20_pkkd"] - printed["cifar10_resnet20_adder"]
     assert gain == pytest.approx(1.12)
     assert not any("kd_progressive" in name or "nokernel" in name for name in printed)
+
+
+def test_the_documentation_lists_every_table():
+    page = (ROOT / "docs" / "reproduce.md").read_text()
+    for name in TABLES:
+        assert f"`{name}`" in page
+    for command in re.findall(r"^torchadder reproduce ([a-z]\S*)", page, re.MULTILINE):
+        assert command in TABLES

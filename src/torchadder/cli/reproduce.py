@@ -197,11 +197,10 @@ def report(plan: Plan, results: Results) -> int:
         for name in ("accuracy", "printed", "difference", "gain", "seeds"):
             shown.add_column(name, justify="right", no_wrap=True)
         for line in results.at(epochs):
-            printed = line.row.printed
             shown.add_row(
                 results.name_of(line.row),
                 with_deviation(line.spread("accuracy")),
-                "-" if printed is None else f"{printed.accuracy:g}",
+                str(line.row.printed or "-"),
                 signed(line.difference),
                 with_deviation(line.gain, is_signed=True),
                 f"{line.num_finished}/{len(line.runs)}",

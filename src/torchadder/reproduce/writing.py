@@ -89,7 +89,7 @@ def _markdown_table(results: Results, lines: Sequence[Line]) -> str:
         cells = [
             results.name_of(row),
             with_deviation(line.spread("accuracy")),
-            NONE if row.printed is None else f"{row.printed.accuracy:g}",
+            NONE if row.printed is None else str(row.printed),
             signed(line.difference),
             with_deviation(line.gain, is_signed=True),
             with_deviation(line.spread("teacher_accuracy")),
