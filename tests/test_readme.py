@@ -17,6 +17,20 @@ def test_speed_is_what_the_benchmark_wrote():
     assert speed_table(report) in README
 
 
+def test_speed_on_a_gpu_is_what_the_benchmark_wrote_or_not_measured():
+    path = ROOT / "results/bench_cuda.json"
+    report = json.loads(path.read_text()) if path.exists() else {"device": "cuda"}
+    assert speed_table(report) in README
+
+
+def test_share_of_necessary_instructions_is_what_the_disassembly_shows():
+    report = json.loads((ROOT / "results/machine_code_sm90.json").read_text(encoding="utf-8"))
+    loops = [loop for loop in report["loops"] if "sign" not in loop["kernel"]]
+    assert {loop["arithmetic_per_pair"] for loop in loops} == {2}
+    shares = [round(100 * loop["least_share"]) for loop in loops]
+    assert f"{min(shares)} to {max(shares)} % of all they issue" in README
+
+
 @pytest.mark.filterwarnings("ignore::UserWarning:torchvision")
 def test_example_runs(capsys):
     (code,) = re.findall(r"```python\n(.*?)```", README, re.DOTALL)

@@ -1,7 +1,8 @@
 """The operators, declared once with ``torch.library`` and implemented per backend.
 
 ``schema`` declares them (schema strings, fake kernels, autograd, autocast, flop formulas),
-``reference`` is the specification in plain torch, ``cpu`` binds the C++ library of ``csrc``. ``lp``
+``reference`` is the specification in plain torch, ``cpu`` binds the C++ library of ``csrc``,
+``triton`` holds the kernels for GPUs and ``gpu`` decides when they serve. ``lp``
 holds the same for ``|x - w|^p``.
 Nothing here knows of layers or models.
 """
@@ -13,7 +14,16 @@ from torchadder.ops.cpu import cpu_library_info as cpu_library_info
 from torchadder.ops.geometry import GRAD_RULES as GRAD_RULES
 from torchadder.ops.geometry import Geometry as Geometry
 from torchadder.ops.geometry import output_size as output_size
+from torchadder.ops.weight_gradient import (
+    allow_tf32_in_weight_gradient as allow_tf32_in_weight_gradient,
+)
 
-__all__ = ["GRAD_RULES", "Geometry", "cpu_library_info", "output_size"]
+__all__ = [
+    "GRAD_RULES",
+    "Geometry",
+    "allow_tf32_in_weight_gradient",
+    "cpu_library_info",
+    "output_size",
+]
 
 flops.register_with_torch()

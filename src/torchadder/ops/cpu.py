@@ -23,7 +23,7 @@ _ABI_VERSION = 1
 _RULES = {"clip": 0, "sign": 1, "l2": 2, "exact": 1}
 _DTYPES = {torch.float32: 0, torch.float64: 1}
 _LIBRARY_NAMES = {"darwin": "libtorchadder_cpu.dylib"}
-_BACKENDS = ("auto", "cpu", "reference")
+_BACKENDS = ("auto", "cpu", "reference", "triton")
 _CAPABILITIES = ("avx512", "avx2", "portable")
 
 
@@ -43,27 +43,34 @@ class _Problem(ctypes.Structure):
 
 
 @functools.cache
+def backend() -> str:
+    """What the environment variable ``TORCHADDER_BACKEND`` asks for: "auto" unless it is set."""
+    choice = os.environ.get("TORCHADDER_BACKEND", "auto")
+    if choice not in _BACKENDS:
+        raise ValueError(
+            f"TORCHADDER_BACKEND must be one of {', '.join(_BACKENDS)}, got {choice!r}"
+        )
+    return choice
+
+
+@functools.cache
 def library() -> ctypes.CDLL | None:
     """The C++ library, or None where the reference has to serve."""
-    backend = os.environ.get("TORCHADDER_BACKEND", "auto")
-    if backend not in _BACKENDS:
-        raise ValueError(
-            f"TORCHADDER_BACKEND must be one of {', '.join(_BACKENDS)}, got {backend!r}"
-        )
+    choice = backend()
     capability = os.environ.get("TORCHADDER_CPU_CAPABILITY", _CAPABILITIES[0])
     if capability not in _CAPABILITIES:
         raise ValueError(
             f"TORCHADDER_CPU_CAPABILITY must be one of {', '.join(_CAPABILITIES)}, got "
             f"{capability!r}"
         )
-    if backend == "reference":
+    if choice == "reference":
         return None
     name = _LIBRARY_NAMES.get(sys.platform, "libtorchadder_cpu.so")
     path = Path(__file__).parent.parent / name
     try:
         handle = ctypes.CDLL(str(path))
     except OSError as error:
-        if backend == "cpu":
+        if choice == "cpu":
             raise
         warnings.warn(
             f"torchadder runs on its slow reference implementation: the compiled kernels could "

@@ -1,7 +1,8 @@
 """Declares the operators ``torchadder::adder2d``, ``adder2d_backward_input``, ``..._weight``.
 
 One place for schema strings, fake kernels, autograd and autocast policy. The kernels come from
-``reference`` (every device) and ``cpu`` (the C++ library), the flop formulas from ``flops``.
+``reference`` (every device), ``cpu`` (the C++ library) and ``triton`` (GPUs), the flop formulas
+from ``flops``.
 
 * Deterministic on every backend; no operator mutates its arguments.
 * Autocast: float32, the policy torch has for ``cdist``. The outputs are sums of K absolute values
@@ -18,7 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from torchadder.ops import cpu, reference, weight_gradient
+from torchadder.ops import cpu, gpu, reference, weight_gradient
 from torchadder.ops.geometry import (
     check_operands,
     check_rule,
@@ -74,10 +75,13 @@ def _adder2d(
     check_rule(grad)
     geometry = make_geometry(stride, padding, dilation, groups)
     size = output_shape(input, weight, bias, geometry)
+    operands = (input, weight, bias, geometry)
+    if kernels := gpu.kernels(input):
+        return gpu.run(kernels.adder2d, lambda: reference.adder2d(*operands), *operands, size)
     handle = cpu.library() if input.device.type == "cpu" else None
     if handle is None:
-        return reference.adder2d(input, weight, bias, geometry)
-    return cpu.adder2d(handle, input, weight, bias, geometry, size)
+        return reference.adder2d(*operands)
+    return cpu.adder2d(handle, *operands, size)
 
 
 @torch.library.impl(_library, "adder2d_backward_input", "CompositeExplicitAutograd")
@@ -94,10 +98,17 @@ def _adder2d_backward_input(
     check_rule(grad)
     geometry = make_geometry(stride, padding, dilation, groups)
     _check_backward(grad_output, input, weight, geometry)
+    operands = (grad_output, input, weight, geometry, grad)
+    if kernels := gpu.kernels(input):
+        return gpu.run(
+            kernels.adder2d_backward_input,
+            lambda: reference.adder2d_backward_input(*operands),
+            *operands,
+        )
     handle = cpu.library() if input.device.type == "cpu" else None
     if handle is None:
-        return reference.adder2d_backward_input(grad_output, input, weight, geometry, grad)
-    return cpu.adder2d_backward_input(handle, grad_output, input, weight, geometry, grad)
+        return reference.adder2d_backward_input(*operands)
+    return cpu.adder2d_backward_input(handle, *operands)
 
 
 @torch.library.impl(_library, "adder2d_backward_weight", "CompositeExplicitAutograd")
@@ -116,10 +127,17 @@ def _adder2d_backward_weight(
     _check_backward(grad_output, input, weight, geometry)
     if grad != "exact":
         return weight_gradient.adder2d_backward_weight(grad_output, input, weight, geometry)
+    operands = (grad_output, input, weight, geometry)
+    if kernels := gpu.kernels(input):
+        return gpu.run(
+            kernels.adder2d_backward_weight_sign,
+            lambda: reference.adder2d_backward_weight(*operands, grad),
+            *operands,
+        )
     handle = cpu.library() if input.device.type == "cpu" else None
     if handle is None:
-        return reference.adder2d_backward_weight(grad_output, input, weight, geometry, grad)
-    return cpu.adder2d_backward_weight_sign(handle, grad_output, input, weight, geometry)
+        return reference.adder2d_backward_weight(*operands, grad)
+    return cpu.adder2d_backward_weight_sign(handle, *operands)
 
 
 # Fake kernels -----------------------------------------------------------------------------------

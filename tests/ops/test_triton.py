@@ -1,0 +1,89 @@
+"""The GPU kernels without a GPU: Triton's interpreter runs them on a CPU, in a process of its own.
+
+The interpreter takes milliseconds for what a GPU does in nanoseconds, so the short form leaves out
+the cases with many products; the long form runs all of test_kernels.py.
+"""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from cases import CASES
+from torchadder.ops.geometry import output_size
+
+KERNEL_TESTS = Path(__file__).with_name("test_kernels.py")
+ROOT = Path(__file__).parents[2]
+INTERPRETER = {
+    "TRITON_INTERPRET": "1",
+    "TORCHADDER_BACKEND": "triton",
+    "OMP_NUM_THREADS": "1",
+}
+# NumPy, which does the arithmetic here, warns of overflow that the kernels saturate on purpose and
+# of infinities that meet; a GPU does not.
+OPTIONS = (
+    "-p", "quick_interpreter",
+    "-W", "ignore:overflow encountered:RuntimeWarning",
+    "-W", "ignore:invalid value encountered:RuntimeWarning",
+)  # fmt: skip
+
+
+def interpret(*selection):
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *OPTIONS, *selection]
+    result = subprocess.run(
+        command, env={**os.environ, **INTERPRETER}, cwd=ROOT, capture_output=True, text=True
+    )
+    assert result.returncode == 0, result.stdout[-4000:] + result.stderr[-2000:]
+    return result.stdout
+
+
+def products(case):
+    """Rows of tiles times terms of a sum, of the forward and of the input gradient."""
+    N, C, H, W = case.input
+    O, R, S = case.filters
+    P, Q = (
+        output_size(size, kernel, stride, padding, dilation)
+        for size, kernel, stride, padding, dilation in zip(
+            (H, W), (R, S), case.stride, case.padding, case.dilation, strict=True
+        )
+    )
+    if C == case.groups > 1:
+        return R * S, R * S
+    return -(-N * P * Q // 128) * C * R * S, -(-N * H * W // 128) * O * R * S
+
+
+def few_products():
+    """Tests of test_kernels.py that take the interpreter a second at most."""
+    for case in CASES:
+        forward, backward = products(case)
+        if forward <= 180:
+            yield f"test_forward[{case}-dtype0]"
+        if backward <= 130:
+            yield from (f"test_gradients[{case}-{rule}]" for rule in ("clip", "sign"))
+        if backward <= 40:
+            yield f"test_gradients[{case}-exact]"
+        yield f"test_gradients[{case}-l2]"
+    yield from (
+        "test_nearly_equal_values_keep_their_digits[1000.0-narrow]",
+        "test_equal_patches_give_exactly_zero[narrow]",
+        "test_sums_that_overflow_only_in_the_identity[narrow]",
+        "test_infinities_and_nan_pass_through[narrow-x-nan]",
+        "test_infinities_and_nan_pass_through[narrow-w-nan]",
+        "test_infinities_and_nan_pass_through[narrow-x-inf]",
+        "test_infinities_and_nan_pass_through[narrow-w--inf]",
+        "test_tiny_differences_have_full_sign",
+        "test_images_of_nothing_but_padding[clip]",
+        "test_images_of_nothing_but_padding[l2]",
+    )
+
+
+def test_kernels_on_small_problems():
+    chosen = [f"{KERNEL_TESTS}::{name}" for name in few_products()]
+    assert f"{len(chosen)} passed" in interpret(*chosen)
+
+
+@pytest.mark.slow
+def test_kernels_on_all_problems():
+    assert "passed" in interpret(str(KERNEL_TESTS))
