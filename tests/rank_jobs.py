@@ -5,6 +5,7 @@ import hashlib
 import os
 import resource
 import signal
+import time
 import warnings
 from pathlib import Path
 
@@ -42,12 +43,22 @@ def _interrupt(task):
     os.kill(os.getpid(), signal.SIGINT)
 
 
+def _hang(task):
+    time.sleep(15)
+
+
 def _poison(task):
     task.plain_model.bn2.running_mean[0] = float("nan")
     next(task.plain_model.parameters()).data.flatten()[0] = float("inf")
 
 
-ACTIONS = {"kill": _kill, "terminate": _terminate, "interrupt": _interrupt, "poison": _poison}
+ACTIONS = {
+    "kill": _kill,
+    "terminate": _terminate,
+    "interrupt": _interrupt,
+    "hang": _hang,
+    "poison": _poison,
+}
 
 
 def _quiet(data):
@@ -63,9 +74,11 @@ def small_recipe(data, method="adder", **overrides):
     return recipes.load(f"mnist_lenet5bn_{method}", small | overrides)
 
 
-def train(data, output, method="adder", *, norm="batch", at=(), **overrides):
+def train(data, output, method="adder", *, norm="batch", idle=False, at=(), **overrides):
     """Trains a small recipe; returns the history, a digest of the task's state and sigmas."""
     _quiet(data)
+    if idle:
+        _add_an_idle_parameter()
     tasks = []
     if norm == "group":
         _use_group_norm()
@@ -108,6 +121,18 @@ def _told(result, task):
         "sigmas": {name: float(value) for name, value in sigmas.items()},
         "norms": sorted({type(m).__name__ for m in task.modules() if "Norm" in type(m).__name__}),
     }
+
+
+def _add_an_idle_parameter():
+    """Builds nets with a parameter that no output depends on."""
+    build = run.build_task
+
+    def build_with_idle_parameter(recipe, data):
+        task = build(recipe, data)
+        task.model.idle = nn.Parameter(torch.zeros(3))
+        return task
+
+    run.build_task = build_with_idle_parameter
 
 
 def _use_group_norm():

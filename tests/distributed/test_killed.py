@@ -11,8 +11,9 @@ import rank_jobs
 import ranks
 from torchadder.training.checkpoint_io import read_state
 
-WRITES_PER_FILE = 3  # forced onto the disk, renamed, and the folder forced onto the disk
-FILES = 1 + 3 * 3 + 2 * 3 + 1  # config, per epoch metrics and two pairs (or one), summary
+# Each file is forced onto the disk and renamed, then its folder is forced onto the disk. The files:
+# config.yaml; metrics.csv of 3 epochs; 3 pairs last.* and 1 pair best.*; summary.json.
+NUM_MOMENTS = 3 * (1 + 3 + 6 + 2 + 1)
 
 
 @pytest.fixture(scope="module")
@@ -34,6 +35,7 @@ def state(folder):
         },
         "schedule": saved["lr_schedulers"],
         "steps": saved["global_step"],
+        "best": (folder / "checkpoints" / "best.safetensors").read_bytes(),
         "rows": [line.split(",")[:7] for line in (folder / "metrics.csv").read_text().splitlines()],
     }
 
@@ -48,8 +50,8 @@ def finish(folder, digits):
 
 def moments():
     """Moments of a run: all of them in the long form, some of each kind in the short one."""
-    chosen = {5, 9, 17, 32}
-    for moment in range(1, 49):
+    chosen = {5, 9, 17, 32, 37}
+    for moment in range(1, NUM_MOMENTS + 2):
         marks = [] if moment in chosen else [pytest.mark.slow]
         yield pytest.param(moment, marks=marks)
 
@@ -60,7 +62,7 @@ def test_killed_while_a_file_is_written(digits, straight, tmp_path, moment):
     outcome = ranks.start(rank_jobs.crash_while_writing, digits, folder, moment).outcomes()[0]
     if outcome.exitcode == 0:
         assert outcome.error is None
-        assert moment > 40  # the run has fewer writes than that
+        assert moment > NUM_MOMENTS
         return
     assert outcome.exitcode == -9
     finish(folder, digits)

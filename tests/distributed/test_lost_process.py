@@ -42,6 +42,29 @@ def test_the_others_end_and_say_so(digits, tmp_path, lost):
     assert [told["digest"] for told in resumed] == [want, want]
 
 
+@pytest.mark.slow
+def test_a_process_that_hangs_is_given_up(digits, tmp_path):
+    options = {"trainer.timeout": 3.0}
+    start = time.monotonic()
+    processes = ranks.start(
+        rank_jobs.train, digits, tmp_path / "run", world_size=2, at=[("hang", 1, 1, 1)], **options
+    )
+    first, second = processes.outcomes()
+    assert time.monotonic() - start < SECONDS
+    assert first.error[0] == "PeerLostError"
+    assert first.error[1].startswith("the connection to another process of 2 was lost, in epoch 2")
+    assert second.error[0] == "PeerLostError"  # when it woke up
+
+
+def test_sigterm_ends_a_run_like_ctrl_c(digits, tmp_path):
+    outcome = ranks.start(
+        rank_jobs.train, digits, tmp_path / "run", at=[("terminate", 1, 1, 0)]
+    ).outcomes()[0]
+    assert outcome.error[0] == "KeyboardInterrupt"
+    assert outcome.error[1].startswith("interrupted after 1 of 3 epochs; continue with: torchadder")
+    assert json.loads((tmp_path / "run" / "summary.json").read_text())["status"] == "interrupted"
+
+
 def command(*arguments):
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(sys.path)}
     return subprocess.Popen(

@@ -149,6 +149,14 @@ def test_a_batch_that_cannot_be_shared(digits, tmp_path):
     assert not (tmp_path / "run").exists()
 
 
+def test_a_parameter_without_a_gradient_is_named(digits, tmp_path):
+    outcomes = ranks.start(
+        rank_jobs.train, digits, tmp_path / "run", world_size=2, idle=True
+    ).outcomes()
+    assert outcomes[0].error[0] == "RecipeError"
+    assert outcomes[0].error[1].endswith("these parameters do not: model.idle")
+
+
 @pytest.mark.parametrize(("kind", "words"), [("first", "'seven'"), ("any", "rank 1: ")])
 def test_processes_fail_together(kind, words):
     outcomes = ranks.start(rank_jobs.disagree, kind, world_size=2).outcomes()

@@ -51,9 +51,13 @@ class MetricsTable(Callback):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Takes over the rows of the epochs that the checkpoint knows."""
+        self.restore(trainer.current_epoch)
+
+    def restore(self, num_epochs: int) -> None:
+        """Takes over the rows of the first epochs from the file, if there is one."""
         if self.path.is_file():
             rows = read_metrics(self.path)
-            self.rows = [row for row in rows if row["epoch"] <= trainer.current_epoch]
+            self.rows = [row for row in rows if row["epoch"] <= num_epochs]
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Notes the time and the learning rate, and forgets the metrics of the epoch before."""

@@ -37,7 +37,8 @@ from torchadder.training.recipe import RecipeError, TrainerConfig
 T = TypeVar("T")
 
 _CONNECTION_WORDS = re.compile(
-    r"gloo|nccl|connection (closed|reset|refused)|broken pipe|timed out|socket", re.IGNORECASE
+    r"gloo|nccl|connection (closed|reset|refused)|broken pipe|timed out|timeout|socket",
+    re.IGNORECASE,
 )
 # torch renamed it; both still take the buffers of rank 0 at the start, or find them equal.
 _UNSYNCED_BUFFERS: dict[str, Any] = {

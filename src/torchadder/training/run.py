@@ -396,6 +396,7 @@ def _run(
     command: str | None,
 ) -> RunResult:
     table = MetricsTable(folder / "metrics.csv")
+    table.restore(data.first_epoch)
     requests = StopRequests()
     own = [*_exponent(recipe), table, BestAndLast(folder / "checkpoints"), requests]
     trainer = distributed.together(lambda: _trainer(recipe, data, task, folder, [*own, *callbacks]))
@@ -522,7 +523,7 @@ def _failure(
         return KeyboardInterrupt(f"interrupted after {done} of {recipe.epochs} epochs; {words}")
     if isinstance(error, OSError | CheckpointError):
         return OutputError(f"{_words(error)}; {kept}; {goes_on}")
-    if "Expected to have finished reduction in the prior iteration" in str(error):
+    if "parameters that were not used in producing the loss" in str(error):
         idle = [name for name, p in trainer.lightning_module.named_parameters() if p.grad is None]
         return RecipeError(
             "several processes can only train what takes part in the loss; these parameters do "
