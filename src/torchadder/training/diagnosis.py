@@ -1,0 +1,96 @@
+"""A run's two nets with the kernels between them, as `torchadder diagnose` needs them."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import torch
+import yaml
+
+import torchadder
+from torchadder.checkpoint import CheckpointError
+from torchadder.data import ImageData
+from torchadder.distill import PKKD
+from torchadder.tasks import Distillation
+from torchadder.training.checkpoint_io import read_state
+from torchadder.training.recipe import RecipeError, from_dict
+from torchadder.training.run import build_task, open_data
+
+
+def open_pair(
+    folder: str | os.PathLike[str],
+    teacher: str | os.PathLike[str] | None = None,
+    *,
+    which: str = "last",
+) -> tuple[PKKD, ImageData]:
+    """Both nets of a run, in evaluation mode on the CPU, with PKKD's kernels between them.
+
+    A run of PKKD comes with the scales and maps it has learned. For any other pair the kernels are
+    new: their scale is that of the images at hand, their maps are what training starts from.
+
+    Args:
+        folder: Run folder of the student.
+        teacher: Run folder of the teacher; None: the run's own, which must have one.
+        which: "last" or "best" epoch.
+
+    Returns:
+        The loss with both nets, and the images of the student's run, opened.
+
+    Raises:
+        RecipeError: If a folder holds no run, or the run has no teacher.
+        CheckpointError: If weights cannot be read.
+        ValueError: If the nets have no layers to compare.
+    """
+    path = Path(folder)
+    recipe = from_dict(_config(path), str(path / "config.yaml"))
+    data = open_data(recipe)
+    if teacher is not None:
+        _config(Path(teacher))
+        nets = [_weights(Path(run), which) for run in (path, teacher)]
+        return PKKD(*nets).eval(), data
+    checkpoint = path / "checkpoints" / f"{which}.ckpt"
+    if recipe.distill.teacher_checkpoint is not None:
+        # The state of the run holds the teacher's weights; where they once came from is no matter.
+        recipe.distill.teacher_checkpoint = None
+    recipe.model.checkpoint = None
+    task = build_task(recipe, data)
+    if not isinstance(task, Distillation) or task.distiller.teacher is None:
+        raise RecipeError(
+            f"{str(path)!r}: method {recipe.method} has no teacher; name the run of another net"
+        )
+    state = read_state(checkpoint)["state_dict"]
+    try:
+        task.load_state_dict(state)
+    except RuntimeError as error:
+        words = " ".join(str(error).split())
+        raise CheckpointError(f"checkpoint {checkpoint} is of another net: {words}") from error
+    distiller = task.distiller.eval()
+    if isinstance(distiller, PKKD) and distiller.taps:
+        return distiller, data
+    assert distiller.teacher is not None
+    return PKKD(distiller.student, distiller.teacher).eval(), data
+
+
+def some_images(data: ImageData, count: int) -> torch.Tensor:
+    """The first validation images, at most `count`: (N, C, H, W)."""
+    found: list[torch.Tensor] = []
+    for images, _ in data.val_dataloader():
+        found.append(images)
+        if sum(map(len, found)) >= count:
+            break
+    return torch.cat(found)[:count]
+
+
+def _config(folder: Path) -> dict[str, object]:
+    path = folder / "config.yaml"
+    if not path.is_file():
+        raise RecipeError(f"{str(folder)!r}: no run folder, config.yaml is missing")
+    try:
+        return yaml.safe_load(path.read_text(encoding="utf-8"))
+    except yaml.YAMLError as error:
+        raise RecipeError(f"{path}: not YAML: {error}") from error
+
+
+def _weights(folder: Path, which: str) -> torch.nn.Module:
+    return torchadder.load(folder / "checkpoints" / f"{which}.safetensors")
