@@ -84,6 +84,19 @@ def test_magnitude_scale_by_hand():
     assert kernel.sigma.item() == pytest.approx(10.0)
 
 
+def test_batch_scale_follows_the_batch():
+    kernel = LaplacianKernel("batch")
+    for spread in (1.0, 50.0):
+        values = kernel(torch.tensor([[-300.0 - spread], [-300.0 + spread]]))
+        torch.testing.assert_close(values, torch.tensor([[math.exp(-1)], [math.exp(1)]]))
+        assert kernel.sigma.item() == pytest.approx(math.sqrt(spread / 2))
+    kernel.eval()
+    kernel(torch.randn(4, 1))
+    assert kernel.sigma.item() == pytest.approx(5.0)
+    constant = kernel(torch.full((4, 1), -3.0))
+    torch.testing.assert_close(constant, torch.ones(4, 1))
+
+
 def test_channels_are_centred_one_by_one():
     output = torch.randn(6, 3, 4, 4)
     offsets = torch.tensor([-1000.0, 0.0, 500.0]).view(1, 3, 1, 1)
@@ -179,7 +192,7 @@ def test_kernel_for():
 
 
 def test_bad_arguments():
-    with pytest.raises(ValueError, match=r"deviation, magnitude.*'mean'"):
+    with pytest.raises(ValueError, match=r"deviation, magnitude, batch.*'mean'"):
         OutputKernel("mean")
     with pytest.raises(ValueError, match=r"\(N, C, \.\.\.\).*\(3,\)"):
         OutputKernel()(torch.zeros(3))

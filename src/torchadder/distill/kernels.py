@@ -24,7 +24,7 @@ unit mean deviation leaves this range in 2.5 of 1,000 and in 1.7 of 1,000,000 ca
 SIGMA_RANGE = 10.0
 """A learned sigma stays between a tenth and ten times its initial value."""
 
-SCALES = ("deviation", "magnitude")
+SCALES = ("deviation", "magnitude", "batch")
 
 KERNELS = ("paper", "gaussian", "laplacian", "none")
 """Laplacian for adder layers and Gaussian for convolutions, the same on both sides, or none."""
@@ -94,7 +94,9 @@ class OutputKernel(nn.Module):
     * Scale. The first training batch sets `2 sigma^2` to the mean absolute deviation of the
       centred outputs (`scale="deviation"`: exponents of unit spread), or to the mean of `|y|`
       (`scale="magnitude"`: uncentred exponents of unit size; for an adder layer the kernel is then
-      nearly linear). The batch statistic is averaged over all processes.
+      nearly linear). The batch statistic is averaged over all processes. With `scale="batch"`
+      every batch sets it anew, to the deviation of its own outputs: outputs that grow in training,
+      as those of adder layers do, cannot leave the range of the exponent.
     * Learning. `sigma = initial_sigma * exp(b tanh(log_scale / b))`, `b = log(10)`: positive and
       within a factor of ten for any value of the parameter. `log_scale` starts at 0, so weight
       decay pulls towards the initial scale.
@@ -104,7 +106,7 @@ class OutputKernel(nn.Module):
     kernel uses the scale of the batch at hand and records nothing.
 
     Args:
-        scale: "deviation" or "magnitude".
+        scale: "deviation", "magnitude" or "batch".
 
     Shape:
         (N, C, ...) to the same, float32 for half precision inputs.
@@ -163,10 +165,23 @@ class OutputKernel(nn.Module):
         """The initial sigma, from `output` if there is none yet."""
         if output.dim() < 2:
             raise ValueError(f"output must have shape (N, C, ...), got {tuple(output.shape)}")
+        if self.scale == "batch":
+            return self._batch_sigma(_centred(_at_least_float32(output)))
         if self.initialised:
             return self.initial_sigma
         output = _at_least_float32(output)
         return self._first_sigma(output if self.scale == "magnitude" else _centred(output))
+
+    @torch.no_grad()
+    def _batch_sigma(self, centred: Tensor) -> Tensor:
+        """Sigma from this process's batch, 1 if it has no spread; recorded if the module trains."""
+        spread = centred.abs().mean()
+        usable = spread > torch.finfo(spread.dtype).tiny
+        sigma = torch.where(usable, torch.sqrt(spread / 2), torch.ones_like(spread))
+        if self.training:
+            self.initial_sigma.copy_(sigma)
+            self._initialised = True
+        return sigma
 
     @torch.no_grad()
     def _first_sigma(self, values: Tensor) -> Tensor:

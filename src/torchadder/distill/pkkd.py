@@ -65,7 +65,7 @@ class PKKD(Distiller):
             "none" or False to compare the outputs as they are.
         linear_map: whether there are 1x1 convolutions behind the kernels.
         progressive: whether the teacher is trained; otherwise it is fixed, in eval mode.
-        scale: how kernels find their initial scale, "deviation" or "magnitude", see
+        scale: how kernels find their initial scale, "deviation", "magnitude" or "batch", see
             `OutputKernel`.
 
     Shape:

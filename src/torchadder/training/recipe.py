@@ -144,7 +144,7 @@ class DistillConfig:
         taps: Names or patterns of the layers whose outputs are compared; null: the method's choice.
         kernel: PKKD's kernels: "paper" or true (Laplacian for adder layers, Gaussian for
             convolutions), "gaussian", "laplacian" (the same one on both sides), "none" or false.
-        scale: How PKKD's kernels find their initial scale: "deviation" or "magnitude".
+        scale: How PKKD's kernels find their initial scale: "deviation", "magnitude" or "batch".
         linear_map: Align the two sides by a trained 1x1 convolution.
         progressive: Train the teacher in the same steps; false keeps it fixed.
         cycles: Number of cycles of snapshot distillation.
@@ -167,7 +167,7 @@ class DistillConfig:
     temperature: float | None = None
     taps: list[str] | None = None
     kernel: bool | Literal["paper", "gaussian", "laplacian", "none"] | None = None
-    scale: Literal["deviation", "magnitude"] | None = None
+    scale: Literal["deviation", "magnitude", "batch"] | None = None
     linear_map: bool | None = None
     progressive: bool | None = None
     cycles: int | None = None
