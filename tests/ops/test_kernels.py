@@ -88,6 +88,23 @@ def test_gradient_that_arrives_in_any_layout(layout, monkeypatch):
         assert_close(got, want, magnitude)
 
 
+@pytest.mark.parametrize("layout", ["channels_last", "transposed", "sliced"])
+def test_weight_in_any_layout(layout, monkeypatch):
+    case = Case("", (2, 18, 5, 4), (17, 3, 2))
+    x, w, _ = case.draw()
+    w = Case("", (17, 18, 3, 2), (1, 1, 1), layout=layout).laid_out(w)
+    want, magnitude = forward_in_float64(x, w, None, case.geometry)
+    assert_close(forward(x, w, None, case.geometry), want, magnitude)
+    g = torch.randn_like(want).float()
+    for rule in ("clip", "exact"):
+        want, magnitude = input_gradient_in_float64(g, x, w, case.geometry, rule, monkeypatch)
+        got = ops.adder2d_backward_input(g, x, w, *case.geometry, rule)
+        assert_close(got, want, magnitude)
+        want, magnitude = weight_gradient_in_float64(g, x, w, case.geometry, rule)
+        got = ops.adder2d_backward_weight(g, x, w, *case.geometry, rule)
+        assert_close(got, want, magnitude)
+
+
 def test_results_follow_the_memory_format_of_the_input():
     case = Case("", (2, 18, 7, 6), (17, 3, 3), padding=(1, 1), layout="channels_last")
     x, w, _ = case.draw()

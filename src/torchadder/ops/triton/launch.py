@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from torchadder.ops import weight_gradient
+from torchadder.ops import reference, weight_gradient
 from torchadder.ops.geometry import Geometry, memory_format
 from torchadder.ops.triton import tiles, tuning
 from torchadder.ops.triton.backward_input import LARGEST
@@ -116,7 +116,7 @@ def adder2d(
         problem = (num_rows, O_group, C * R * S, geometry.groups)
 
         def run(tile: tiles.Tile) -> Tensor:
-            packed = pack(weight.contiguous(), geometry.groups, tile.block_n, transposed=False)
+            packed = pack(weight, geometry.groups, tile.block_n, transposed=False)
             programs = -(-num_rows // tile.block_m) * -(-O_group // tile.block_n)
             adder2d_forward[_grid(programs, geometry.groups)](
                 x, packed.values, packed.zeros,
@@ -174,7 +174,7 @@ def adder2d_backward_input(
 
         def run(tile: tiles.Tile) -> Tensor:
             packed = pack(
-                weight.contiguous(), groups, tile.block_n, transposed=True,
+                weight, groups, tile.block_n, transposed=True,
                 scale=1.0 if is_sign else 0.5,
             )  # fmt: skip
             programs = -(-num_rows // tile.block_m) * -(-C // tile.block_n)
@@ -224,6 +224,8 @@ def adder2d_backward_weight_sign(
 ) -> Tensor:
     """Weight gradient of the rule "exact"."""
     O, C, R, S = weight.shape
+    if C == 1 and geometry.groups > 1:  # element by element: nothing that a tile could share
+        return reference.adder2d_backward_weight(grad_output, input, weight, geometry, "exact")
     N, _, P, Q = grad_output.shape
     num_pixels = N * P * Q
     if num_pixels == 0:

@@ -38,7 +38,7 @@ class Packed(NamedTuple):
 def _pack(
     weight, packed, has_nan,
     depth, columns, padded_columns, taps,
-    group_stride, depth_stride, column_stride, num_zeros, scale,
+    group_stride, depth_stride, column_stride, tap_stride, num_zeros, scale,
     V: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
 ):  # fmt: skip
     """One program: ROWS rows (tap, term) of COLUMNS columns of one group."""
@@ -47,7 +47,8 @@ def _pack(
     column = tile * COLUMNS + tl.arange(0, COLUMNS)[None, :]
     tap, term = row // depth, row % depth
     inside = (row < taps * depth) & (column < columns)
-    source = group.to(tl.int64) * group_stride + term * depth_stride + column * column_stride + tap
+    source = group.to(tl.int64) * group_stride + term * depth_stride + column * column_stride
+    source += tap * tap_stride
     value = tl.load(weight + source, mask=inside, other=0.0).to(tl.float32)
     found = tl.max(tl.max((value != value).to(tl.int32), axis=1), axis=0)
     tl.store(has_nan + (group * tl.num_programs(1) + tile) * tl.num_programs(0) + block, found)
@@ -64,7 +65,7 @@ def _pack(
 def pack(
     weight: Tensor, groups: int, block_n: int, *, transposed: bool, scale: float = 1.0
 ) -> Packed:
-    """Pack contiguous weights (O, C / groups, R, S).
+    """Pack weights (O, C / groups, R, S).
 
     Args:
         weight: The weights.
@@ -78,7 +79,11 @@ def pack(
     O //= groups
     taps = R * S
     depth, columns = (O, C) if transposed else (C, O)
-    depth_stride, column_stride = (C * taps, taps) if transposed else (taps, C * taps)
+    stride_o, stride_c, stride_r, stride_s = weight.stride()
+    if R > 1 and S > 1 and stride_r != S * stride_s:  # taps must lie at equal distances
+        weight = weight.contiguous()
+        stride_o, stride_c, stride_r, stride_s = weight.stride()
+    depth_stride, column_stride = (stride_o, stride_c) if transposed else (stride_c, stride_o)
     num_tiles = -(-columns // block_n)
     padded = num_tiles * block_n
     num_blocks = -(-taps * depth // _ROWS)
@@ -89,7 +94,8 @@ def pack(
     has_nan = torch.empty(groups, num_tiles, num_blocks, dtype=torch.int32, device=weight.device)
     _pack[(num_blocks, num_tiles, groups)](
         weight, values, has_nan,
-        depth, columns, padded, taps, O * C * taps, depth_stride, column_stride, num_zeros, scale,
+        depth, columns, padded, taps, O * stride_o, depth_stride, column_stride,
+        stride_s if S > 1 else stride_r, num_zeros, scale,
         V=2 - depth % 2, ROWS=_ROWS, COLUMNS=block_n,
     )  # fmt: skip
     return Packed(values, values[values.numel() - num_zeros :], has_nan, num_blocks)
