@@ -114,6 +114,7 @@ def changes(name, base):
         ("gaussian", {"kernel"}),
         ("laplacian", {"kernel"}),
         ("magnitude", {"scale"}),
+        ("batchscale", {"scale"}),
         ("nomap", {"linear_map"}),
         ("nokd", {"alpha"}),
         ("fixed", {"progressive", "teacher_checkpoint"}),
