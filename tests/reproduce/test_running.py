@@ -134,9 +134,6 @@ def test_an_interrupted_run_goes_on_and_one_without_an_epoch_begins_again(plan, 
     (conv.folder / "checkpoints" / "last.ckpt").write_bytes(b"state")
     write_run(adder, [], status="interrupted")
     (adder.folder / "tensorboard").mkdir()
-    (half.output / "settings.json").write_text(
-        json.dumps({"table": "mnist", "overrides": {}, "rows": [], "budgets": [], "seeds": []})
-    )
     said = []
     results = reproduce(half, say=said.append)
     assert trainer.calls == [
@@ -165,9 +162,6 @@ def test_a_begun_run_with_a_strangers_file_is_not_cleared(plan, trainer):
     first = plan(budgets=[1])
     write_run(first.jobs[0], [], status="interrupted")
     (first.jobs[0].folder / "notes.txt").write_text("mine")
-    (first.output / "settings.json").write_text(
-        json.dumps({"table": "mnist", "overrides": {}, "rows": [], "budgets": [], "seeds": []})
-    )
     before = contents(first.output)
     with pytest.raises(ReproduceError, match=r"holds 'notes.txt', which no run wrote"):
         reproduce(first, say=quiet)
@@ -240,9 +234,6 @@ def test_runs_made_by_hand_are_picked_up(plan, trainer):
     first = plan(budgets=[1])
     for job in first.jobs[:2]:
         write_run(job, [0.75])
-    (first.output / "settings.json").write_text(
-        json.dumps({"table": "mnist", "overrides": {}, "rows": [], "budgets": [], "seeds": []})
-    )
     results = reproduce(first, say=quiet)
     assert trainer.calls == [("fit", first.jobs[2].folder.name)]
     assert [line.spread("accuracy").mean for line in results.lines] == [75.0, 75.0, 50.0]

@@ -70,7 +70,7 @@ def settle(plan: Plan) -> Settings:
     found = read_settings(output)
     wanted = {key: value for key, value in plan.overrides.items() if key not in PLACE}
     if found is None:
-        if output.exists() and (not output.is_dir() or _holds_files(output)):
+        if output.exists() and (not output.is_dir() or _holds_strangers(output)):
             raise ReproduceError(
                 f"output {str(output)!r} exists and holds no table; nothing in it is overwritten: "
                 "choose another folder"
@@ -187,8 +187,7 @@ def _changed(output: Path, what: str) -> ReproduceError:
     )
 
 
-def _holds_files(folder: Path) -> bool:
-    """Whether there is anything but what a call writes before its first run."""
-    return any(
-        path.name not in (".lock", SETTINGS) and not is_temporary(path) for path in folder.iterdir()
-    )
+def _holds_strangers(folder: Path) -> bool:
+    """Whether there is anything but runs, which are checked one by one, and our own files."""
+    own = {".lock", SETTINGS, "runs"}
+    return any(path.name not in own and not is_temporary(path) for path in folder.iterdir())
