@@ -34,7 +34,7 @@ def test_forward_takes_two_instructions_a_pair():
 def test_clipped_gradient_takes_two_instructions_a_pair():
     tile = tiles.Tile(4, 2, 16, 8)
     constants = machine_code.constants(16, tile) | {
-        "LARGEST_X": LARGEST["clip"], "SIGN": False, "BLOCKS": 16,
+        "LARGEST_X": LARGEST["clip"], "RULE": "clip", "BLOCKS": 16,
     }  # fmt: skip
     kernel = machine_code.compiled(adder2d_backward_input, constants, "fp32", HOPPER, tile)
     loop = loop_of(kernel, ("FADD.SAT", "FFMA"))

@@ -32,6 +32,7 @@ from torchadder.provenance import provenance
 ARITHMETIC = {
     "forward": ("FADD",),
     "input gradient, clip": ("FADD.SAT", "FFMA"),
+    "input gradient, l2": ("FADD", "FFMA"),
     "input gradient, sign": ("FADD", "FMUL", "FFMA.SAT", "FFMA"),
 }
 CHANNELS = (16, 32, 64, 128, 256)
@@ -83,9 +84,9 @@ def problems(dtype: str, target: GPUTarget) -> Iterator[tuple[str, int, tiles.Ti
         forward = constants(channels, tile) | {"HAS_BIAS": False, "BLOCK_SUMS": False}
         yield "forward", channels, tile, compiled(adder2d_forward, forward, dtype, target, tile)
         tile = tiles.choose(*problem, tiles.GRADIENT_TILES)
-        for rule in ("clip", "sign"):
+        for rule in ("clip", "l2", "sign"):
             backward = constants(channels, tile) | {
-                "LARGEST_X": LARGEST[rule], "SIGN": rule == "sign", "BLOCKS": 16
+                "LARGEST_X": LARGEST[rule], "RULE": rule, "BLOCKS": 16
             }  # fmt: skip
             kernel = compiled(adder2d_backward_input, backward, dtype, target, tile)
             yield f"input gradient, {rule}", channels, tile, kernel

@@ -7,8 +7,9 @@ meet the same taps form a class of their own, so that no tap is tried in vain.
 Two instructions a pair for "clip": with ``s = FADD.SAT(w / 2, (1 - x) / 2)``, which is
 ``(clamp(w - x, -1, 1) + 1) / 2``, and ``sum = FFMA(s, g, sum)``, the gradient is ``2 sum s g - sum
 g``; the last sum does not depend on c and is taken beforehand. "sign" needs four: the difference,
-two scalings that push the smallest difference beyond 1, and the multiply-add. Where x is large
-(1 - x is rounded) or something is not finite, the program computes f itself: see README.md.
+two scalings that push the smallest difference beyond 1, and the multiply-add; "l2" is a difference
+and a multiply-add by itself. Where x is large (1 - x is rounded) or something is not finite, the
+program computes f as it is written: see README.md.
 """
 
 from __future__ import annotations
@@ -18,14 +19,16 @@ import triton.language as tl
 
 from torchadder.ops.triton.loads import load_pair
 
-LARGEST = {"clip": 16.0, "sign": 3.4028234663852886e38}
-"""Largest |x| on the short way, by rule."""
+LARGEST = {"clip": 16.0, "sign": 3.4028234663852886e38, "l2": -1.0}
+"""Largest |x| on the short way, by rule; "l2" has none."""
 
 
 @triton.jit
-def factor(difference, SIGN: tl.constexpr):
+def factor(difference, RULE: tl.constexpr):
     """``f(w - x)`` of any operands; NaN stays NaN."""
-    if SIGN:
+    if RULE == "l2":
+        return difference
+    elif RULE == "sign":
         sign = (difference > 0).to(tl.float32) - (difference < 0).to(tl.float32)
         return tl.where(difference != difference, difference, sign)
     else:
@@ -33,9 +36,9 @@ def factor(difference, SIGN: tl.constexpr):
 
 
 @triton.jit
-def _saturated(w, x, SIGN: tl.constexpr):
+def _saturated(w, x, RULE: tl.constexpr):
     """``(f(w - x) + 1) / 2`` of finite operands; for "clip" of w / 2 and (1 - x) / 2."""
-    if SIGN:
+    if RULE == "sign":
         # The smallest difference, 2^-149, times 2^64 2^127 is beyond 1; overflow saturates, too.
         large = (w - x) * 18446744073709551616.0
         value = tl.fma(large, 170141183460469231731687303715884105728.0, 0.5)
@@ -45,32 +48,32 @@ def _saturated(w, x, SIGN: tl.constexpr):
 
 
 @triton.jit
-def _add_term(total, g, w, x, SIGN: tl.constexpr, SHORT: tl.constexpr):
+def _add_term(total, g, w, x, RULE: tl.constexpr, SHORT: tl.constexpr):
     if SHORT:
-        return tl.fma(_saturated(w, x, SIGN), g, total)
-    elif SIGN:
-        return tl.fma(factor(w - x, SIGN), g, total)
+        return tl.fma(_saturated(w, x, RULE), g, total)
+    elif RULE == "clip":
+        return tl.fma(factor(2.0 * w - x, RULE), g, total)
     else:
-        return tl.fma(factor(2.0 * w - x, SIGN), g, total)
+        return tl.fma(factor(w - x, RULE), g, total)
 
 
 @triton.jit
 def _add_tap(
     total, rows, columns, x,
-    STEP: tl.constexpr, O: tl.constexpr, UNROLL: tl.constexpr, SIGN: tl.constexpr,
+    STEP: tl.constexpr, O: tl.constexpr, UNROLL: tl.constexpr, RULE: tl.constexpr,
     SHORT: tl.constexpr,
 ):  # fmt: skip
     """Add the terms of the O filters of one tap."""
     for o in range(0, O, UNROLL):
         if UNROLL == 1:
             g = tl.load(rows + o).to(tl.float32)
-            total = _add_term(total, g, tl.load(columns + o * STEP), x, SIGN, SHORT)
+            total = _add_term(total, g, tl.load(columns + o * STEP), x, RULE, SHORT)
         else:
             for j in tl.static_range(0, UNROLL, 2):
                 g0, g1 = load_pair(rows + o + j)
                 w0, w1 = load_pair(columns + (o + j) * STEP)
-                total = _add_term(total, g0, w0, x, SIGN, SHORT)
-                total = _add_term(total, g1, w1, x, SIGN, SHORT)
+                total = _add_term(total, g0, w0, x, RULE, SHORT)
+                total = _add_term(total, g1, w1, x, RULE, SHORT)
     return total
 
 
@@ -80,7 +83,7 @@ def _add_taps(
     out_height, out_width, out_channels, num_groups,
     stride_h, stride_w, pad_h, pad_w, dilation_h, dilation_w,
     STEP: tl.constexpr, O: tl.constexpr, R: tl.constexpr, S: tl.constexpr, UNROLL: tl.constexpr,
-    SIGN: tl.constexpr, SHORT: tl.constexpr,
+    RULE: tl.constexpr, SHORT: tl.constexpr,
 ):  # fmt: skip
     """Add the terms of all taps that the pixels (n, i stride + phase, j stride + phase) meet."""
     sums = tl.zeros_like(valid).to(tl.float32)
@@ -95,7 +98,7 @@ def _add_taps(
             rows = tl.where(inside, grad_output + pixel * out_channels + group * O, nowhere)
             if SHORT:
                 sums += tl.load(grad_sums + pixel * num_groups + group, mask=inside, other=0.0)
-            total = _add_tap(total, rows, columns + tap * O * STEP, x, STEP, O, UNROLL, SIGN, SHORT)
+            total = _add_tap(total, rows, columns + tap * O * STEP, x, STEP, O, UNROLL, RULE, SHORT)
     return 2.0 * total - sums if SHORT else total
 
 
@@ -116,13 +119,13 @@ def adder2d_backward_input(
     in_stride_n, in_stride_c, in_stride_h, in_stride_w,
     stride_gx_n, stride_gx_c, stride_gx_h, stride_gx_w,
     C: tl.constexpr, O: tl.constexpr, R: tl.constexpr, S: tl.constexpr,
-    LARGEST_X: tl.constexpr, SIGN: tl.constexpr, WIDE: tl.constexpr, UNROLL: tl.constexpr,
+    LARGEST_X: tl.constexpr, RULE: tl.constexpr, WIDE: tl.constexpr, UNROLL: tl.constexpr,
     BLOCKS: tl.constexpr,
     ROWS: tl.constexpr, COLUMNS: tl.constexpr, THREADS_M: tl.constexpr, THREADS_N: tl.constexpr,
 ):  # fmt: skip
     """One tile of the gradient of one class of pixels.
 
-    C and O count channels of a group. ``weight`` holds w / 2 for "clip" and w for "sign".
+    C and O count channels of a group. ``weight`` holds w / 2 for "clip", else w.
     """
     num_tiles: tl.constexpr = (C + COLUMNS * THREADS_N - 1) // (COLUMNS * THREADS_N)
     padded: tl.constexpr = num_tiles * COLUMNS * THREADS_N
@@ -158,15 +161,15 @@ def adder2d_backward_input(
             total, x, grad_output, columns, zeros, grad_sums, n, i, j, valid, phase_h, phase_w,
             group, out_height, out_width, out_channels, num_groups,
             stride_h, stride_w, pad_h, pad_w, dilation_h, dilation_w,
-            padded, O, R, S, UNROLL, SIGN, False,
+            padded, O, R, S, UNROLL, RULE, False,
         )  # fmt: skip
     else:
-        operand = x if SIGN else 0.5 - 0.5 * x
+        operand = x if RULE == "sign" else 0.5 - 0.5 * x
         total = _add_taps(
             total, operand, grad_output, columns, zeros, grad_sums, n, i, j, valid, phase_h,
             phase_w, group, out_height, out_width, out_channels, num_groups,
             stride_h, stride_w, pad_h, pad_w, dilation_h, dilation_w,
-            padded, O, R, S, UNROLL, SIGN, True,
+            padded, O, R, S, UNROLL, RULE, True,
         )  # fmt: skip
     target = n.to(tl.int64) * stride_gx_n + h * stride_gx_h + w * stride_gx_w
     target += channel * stride_gx_c

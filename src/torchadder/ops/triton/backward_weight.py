@@ -58,6 +58,6 @@ def adder2d_backward_weight_sign(
         x = tl.load(input + pixel * channels + group * C + c, mask=(c < C) & inside, other=0.0)
         row = grad_output + m.to(tl.int64) * out_channels + group * O
         g = tl.load(row + o, mask=o < O, other=0.0)
-        total = tl.fma(factor(x.to(tl.float32) - w, True), g.to(tl.float32), total)
+        total = tl.fma(factor(x.to(tl.float32) - w, "sign"), g.to(tl.float32), total)
     size = tl.num_programs(0).to(tl.int64) // (tiles_c * tiles_o) * O * C
     tl.store(partial + tl.program_id(1) * size + element, total, mask=kept)

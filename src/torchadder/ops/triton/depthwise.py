@@ -86,7 +86,7 @@ def depthwise_backward_input(
     stride_g_n, stride_g_c, stride_g_h, stride_g_w,
     in_stride_n, in_stride_c, in_stride_h, in_stride_w,
     stride_gx_n, stride_gx_c, stride_gx_h, stride_gx_w,
-    MULTIPLIER: tl.constexpr, R: tl.constexpr, S: tl.constexpr, SIGN: tl.constexpr,
+    MULTIPLIER: tl.constexpr, R: tl.constexpr, S: tl.constexpr, RULE: tl.constexpr,
     WIDE: tl.constexpr, CHANNELS_LAST: tl.constexpr, PIXELS: tl.constexpr, CHANNELS: tl.constexpr,
 ):  # fmt: skip
     """``gx[n, c, h, w] = sum over filters of c and taps of f(w - x) g``."""
@@ -109,7 +109,7 @@ def depthwise_backward_input(
             o = c * MULTIPLIER + j
             w = tl.load(weight + o * (R * S) + tap, mask=known, other=0.0).to(tl.float32)
             g = tl.load(grad_output + place + o.to(tl.int64) * stride_g_c, mask=inside, other=0.0)
-            term = factor(w - x, SIGN) * g.to(tl.float32)
+            term = factor(w - x, RULE) * g.to(tl.float32)
             total += tl.where(inside, term, 0.0)
     target = n.to(tl.int64) * stride_gx_n + c.to(tl.int64) * stride_gx_c
     target += h.to(tl.int64) * stride_gx_h + v.to(tl.int64) * stride_gx_w

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from torchadder.ops import reference, weight_gradient
+from torchadder.ops import reference
 from torchadder.ops.geometry import Geometry, memory_format
 from torchadder.ops.triton import tiles, tuning
 from torchadder.ops.triton.backward_input import LARGEST
@@ -140,14 +140,12 @@ def adder2d_backward_input(
     result = torch.empty_like(input, memory_format=memory_format(input))
     if result.numel() == 0:
         return result
-    if grad == "l2":
-        return _l2_backward_input(grad_output, input, weight, geometry, result)
     N, channels, H, W = input.shape
     O, C, R, S = weight.shape
     P, Q = grad_output.shape[2:]
     groups = geometry.groups
     window = (*geometry.stride, *geometry.padding, *geometry.dilation)
-    is_sign = grad != "clip"
+    rule = "sign" if grad == "exact" else grad
     with _on(input):
         if C == 1 and groups > 1:
             num_rows = N * H * W
@@ -156,7 +154,7 @@ def adder2d_backward_input(
                 grad_output, input, weight.contiguous(), result,
                 num_rows, channels, H, W, P, Q, *window,
                 *grad_output.stride(), *input.stride(), *result.stride(),
-                MULTIPLIER=O // groups, R=R, S=S, SIGN=is_sign,
+                MULTIPLIER=O // groups, R=R, S=S, RULE=rule,
                 WIDE=_is_wide(num_rows, N * P * Q), CHANNELS_LAST=input.stride(1) == 1,
                 PIXELS=_PIXELS, CHANNELS=_CHANNELS,
             )  # fmt: skip
@@ -175,7 +173,7 @@ def adder2d_backward_input(
         def run(tile: tiles.Tile) -> Tensor:
             packed = pack(
                 weight, groups, tile.block_n, transposed=True,
-                scale=1.0 if is_sign else 0.5,
+                scale=0.5 if rule == "clip" else 1.0,
             )  # fmt: skip
             programs = -(-num_rows // tile.block_m) * -(-C // tile.block_n)
             adder2d_backward_input_kernel[_grid(programs, groups * num_classes)](
@@ -183,8 +181,8 @@ def adder2d_backward_input(
                 num_rows, H, W, P, Q, O, groups,
                 class_height, class_width, classes_w, num_classes, packed.num_blocks, *window,
                 *input.stride(), *result.stride(),
-                C=C, O=O // groups, R=R, S=S, LARGEST_X=LARGEST["sign" if is_sign else "clip"],
-                SIGN=is_sign, WIDE=_is_wide(num_rows, N * P * Q),
+                C=C, O=O // groups, R=R, S=S, LARGEST_X=LARGEST[rule],
+                RULE=rule, WIDE=_is_wide(num_rows, N * P * Q),
                 UNROLL=tiles.stretch(O // groups),
                 BLOCKS=1 << (packed.num_blocks - 1).bit_length(),
                 ROWS=tile.rows, COLUMNS=tile.columns, THREADS_M=tile.threads_m,
@@ -193,30 +191,9 @@ def adder2d_backward_input(
             return result
 
         model = tiles.choose(*problem, _multiprocessors(input.device), tiles.GRADIENT_TILES)
-        name = "input gradient, sign" if is_sign else "input gradient, clip"
-        return tuning.run_best(name, problem, model, tiles.GRADIENT_TILES, input, run)
-
-
-def _l2_backward_input(
-    grad_output: Tensor, input: Tensor, weight: Tensor, geometry: Geometry, result: Tensor
-) -> Tensor:
-    """``sum (w - x) g``: a convolution's input gradient, minus x times that of the all-ones filter.
-
-    Rounding: each term is a sum of products in float32, so the error is at most ``c eps (sum |w g|
-    + |x| sum |g|)``.
-    """
-    groups = geometry.groups
-    g = grad_output.to(torch.float32)
-    x, w = input.to(torch.float32), weight.to(torch.float32)
-    sums = g.unflatten(1, (groups, -1)).sum(2)
-    ones = torch.ones(groups, 1, *weight.shape[2:], dtype=torch.float32, device=g.device)
-    stencil = x[:, :1].expand(-1, groups, -1, -1)
-    of_weight, of_ones = (
-        weight_gradient.convolution_backward(*operands, geometry, (True, False, False))[0]
-        for operands in ((g, x, w), (sums, stencil, ones))
-    )
-    per_channel = of_ones.repeat_interleave(input.shape[1] // groups, 1)
-    return result.copy_(torch.addcmul(of_weight, x, per_channel, value=-1))
+        return tuning.run_best(
+            f"input gradient, {rule}", problem, model, tiles.GRADIENT_TILES, input, run
+        )
 
 
 def adder2d_backward_weight_sign(
