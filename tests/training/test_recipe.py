@@ -2,7 +2,7 @@ import pytest
 
 from torchadder import recipes
 from torchadder.training import Recipe, RecipeError
-from torchadder.training.recipe import explain, keys
+from torchadder.training.recipe import explain, from_dict, keys
 
 
 def test_cifar10_recipes_have_the_settings_of_the_paper():
@@ -77,3 +77,11 @@ def test_keys_are_all_keys():
 
 def test_explain_keeps_what_it_does_not_know():
     assert explain("something\n  else") == "something else"
+
+
+def test_recipes_do_not_share_what_they_hold():
+    first = from_dict({"data": {"mean": [0.5]}})
+    first.model.kwargs["feature_dim"] = 2
+    first.data.mean.append(0.25)
+    assert from_dict({}) == Recipe()
+    assert from_dict({"data": {"mean": [0.5]}}).data.mean == [0.5]

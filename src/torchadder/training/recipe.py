@@ -8,12 +8,16 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import functools
 import re
 import typing
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
+
+if TYPE_CHECKING:
+    from jsonargparse import ArgumentParser
 
 PLACE_KEYS = ("accelerator", "devices", "threads", "timeout")
 """Keys of `trainer` that say where a run computes, not what: they may change when it goes on."""
@@ -563,16 +567,25 @@ def from_dict(values: dict[str, Any], origin: str = "recipe") -> Recipe:
         RecipeError: On an unknown key (with the nearest known one), a wrong type, or a value out
             of range.
     """
-    from jsonargparse import ArgumentError, ArgumentParser
+    from jsonargparse import ArgumentError
 
     check_keys(values, origin)
-    parser = ArgumentParser(exit_on_error=False)
-    parser.add_class_arguments(Recipe)
+    parser = _parser()
     try:
         sections = parser.instantiate(parser.parse_object(values))
     except ArgumentError as error:
         raise RecipeError(f"{origin}: {explain(str(error))}") from error
     return Recipe(**sections.as_dict())
+
+
+@functools.cache
+def _parser() -> ArgumentParser:
+    """The parser of recipes; building it takes longer than parsing."""
+    from jsonargparse import ArgumentParser
+
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_class_arguments(Recipe)
+    return parser
 
 
 def read_recipe(folder: Path, place: Mapping[str, Any] | None = None) -> Recipe:
