@@ -92,7 +92,7 @@ def test_missing_library_warns_once():
 @pytest.mark.parametrize(
     ("variable", "value", "message"),
     [
-        ("TORCHADDER_BACKEND", "gpu", "must be one of auto, cpu, reference, got 'gpu'"),
+        ("TORCHADDER_BACKEND", "gpu", "must be one of auto, cpu, reference, triton, got 'gpu'"),
         ("TORCHADDER_CPU_CAPABILITY", "AVX2", "must be one of avx512, avx2, portable, got 'AVX2'"),
     ],
 )
