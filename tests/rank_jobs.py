@@ -16,7 +16,7 @@ import torch.distributed as dist
 from torch import nn
 
 import torchadder
-from torchadder import atomic, recipes
+from torchadder import atomic, models, recipes
 from torchadder.training import fit, resume, run, sync_batchnorm
 
 
@@ -137,7 +137,7 @@ def _add_an_idle_parameter():
 
 def _use_group_norm():
     """Builds nets whose norms look at one image at a time: no statistics over a batch."""
-    build = run.models.build
+    build = models.build
 
     def build_with_group_norm(name, **arguments):
         net = build(name, **arguments)
@@ -147,7 +147,7 @@ def _use_group_norm():
                     setattr(part, key, nn.GroupNorm(1, layer.num_features))
         return net
 
-    run.models.build = build_with_group_norm
+    models.build = build_with_group_norm
     # Such a net has no config, so its weights cannot be turned into a net again.
     torchadder.load = lambda path: nn.Identity()
 

@@ -12,8 +12,8 @@ import yaml
 
 from torchadder import recipes
 from torchadder.reproduce import TABLES
+from torchadder.training.assembly import build_task
 from torchadder.training.recipe import from_dict
-from torchadder.training.run import build_task
 
 ROOT = Path(__file__).parents[2]
 FIELDS = ("Row", "Expected", "Command", "Cost", "Measured")

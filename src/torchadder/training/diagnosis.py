@@ -13,9 +13,9 @@ from torchadder.checkpoint import CheckpointError
 from torchadder.data import ImageData
 from torchadder.distill import PKKD
 from torchadder.tasks import Distillation
+from torchadder.training.assembly import build_task, open_data
 from torchadder.training.checkpoint_io import read_state
 from torchadder.training.recipe import RecipeError, from_dict
-from torchadder.training.run import build_task, open_data
 
 
 def open_pair(

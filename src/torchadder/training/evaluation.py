@@ -22,8 +22,8 @@ from torchadder.checkpoint import CheckpointError, read_info
 from torchadder.data import DataError, ImageData, Preprocess, decode
 from torchadder.data.sources import IMAGE_SUFFIXES
 from torchadder.tasks import Classification
+from torchadder.training.environment import quiet, tf32_convolutions
 from torchadder.training.recipe import DataConfig, RecipeError, check_keys
-from torchadder.training.run import quiet, tf32_convolutions
 
 
 @dataclass

@@ -11,58 +11,58 @@ import contextlib
 import dataclasses
 import datetime
 import itertools
-import json
-import logging
 import os
-import resource
 import signal
 import sys
 import time
-import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import lightning
-import torch
-import yaml
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.loggers import TensorBoardLogger
 from torch import nn
 
 import torchadder
-from torchadder import models
 from torchadder.atomic import is_temporary, remove_temporaries, write_atomically
-from torchadder.checkpoint import CheckpointError, load_into
+from torchadder.checkpoint import CheckpointError
 from torchadder.data import BatchPlan, ImageData
-from torchadder.distill import Distiller, find_method, options_of, share_initial_values
-from torchadder.lp import ExponentSchedule, set_exponent_
-from torchadder.provenance import provenance
-from torchadder.tasks import Classification, Distillation, Ramp, SlacClassification
+from torchadder.lp import ExponentSchedule
+from torchadder.tasks import Classification
 from torchadder.training import distributed
+from torchadder.training.assembly import build_task, open_data
 from torchadder.training.callbacks import (
     BestAndLast,
     MetricsTable,
     RunState,
     ValidateLastEpoch,
-    read_metrics,
 )
 from torchadder.training.checkpoint_io import SafetensorsCheckpointIO, read_state
+from torchadder.training.environment import environment
 from torchadder.training.exponent import ExponentFall
 from torchadder.training.graph import FastStep
 from torchadder.training.guard import NonFiniteGuard
 from torchadder.training.progress import Bar, Lines, StepCurves
 from torchadder.training.recipe import (
-    PLACE_KEYS,
-    ModelConfig,
     Recipe,
     RecipeError,
     from_dict,
     read_recipe,
 )
+from torchadder.training.resuming import (
+    check_division,
+    check_recipe,
+    check_state,
+    check_unfinished,
+    last_checkpoint,
+    num_finished,
+    num_kept,
+)
 from torchadder.training.stopping import StopRequests
+from torchadder.training.summary import config_text, final_metrics, write_summary
 
 
 class OutputError(OSError):
@@ -119,7 +119,7 @@ def fit(
         NonFiniteError: If a loss, gradient or weight becomes NaN or infinite.
         KeyboardInterrupt: After Ctrl-C, with the last epoch's checkpoint in place.
     """
-    with _environment(recipe):
+    with environment(recipe):
         here = distributed.connect(recipe.trainer)
         folder = distributed.on_first(lambda: _claim(recipe.name, output))
         data, task = distributed.together(lambda: _prepare(recipe, here.size))
@@ -154,21 +154,21 @@ def resume(
     """
     folder = Path(folder)
     recipe = read_recipe(folder, place)
-    with _environment(recipe):
+    with environment(recipe):
         here = distributed.connect(recipe.trainer)
-        checkpoint = distributed.on_first(lambda: _last_checkpoint(folder))
+        checkpoint = distributed.on_first(lambda: last_checkpoint(folder))
 
         def prepare() -> tuple[ImageData, Classification]:
             if checkpoint is None:
                 return _prepare(recipe, here.size)
             state = read_state(checkpoint)
             saved = from_dict(state.get("recipe", {}), str(checkpoint)).to_dict()
-            _check_recipe(recipe, saved, folder / "config.yaml", checkpoint)
-            _check_unfinished(recipe, state, folder)
+            check_recipe(recipe, saved, folder / "config.yaml", checkpoint)
+            check_unfinished(recipe, state, folder)
             data, task = _prepare(recipe, here.size)
-            _check_state(task, state["state_dict"], checkpoint)
-            _check_division(state, data.plan(here.size), checkpoint)
-            data.first_epoch = _num_finished(state)
+            check_state(task, state["state_dict"], checkpoint)
+            check_division(state, data.plan(here.size), checkpoint)
+            data.first_epoch = num_finished(state)
             return data, task
 
         data, task = distributed.together(prepare)
@@ -190,18 +190,6 @@ def _claim(name: str, output: str | os.PathLike[str] | None) -> Path:
     return folder
 
 
-def _last_checkpoint(folder: Path) -> Path | None:
-    """The state to go on from; None if the run was stopped before there was one."""
-    checkpoint = folder / "checkpoints" / "last.ckpt"
-    if checkpoint.is_file():
-        return checkpoint
-    table = folder / "metrics.csv"
-    # The first epoch's row is written a moment before its checkpoint.
-    if table.is_file() and len(read_metrics(table)) > 1:
-        raise CheckpointError(f"{checkpoint} is missing, though {table.name} has finished epochs")
-    return None
-
-
 def _prepare(recipe: Recipe, world_size: int) -> tuple[ImageData, Classification]:
     data = open_data(recipe)
     data.plan(world_size)
@@ -209,181 +197,6 @@ def _prepare(recipe: Recipe, world_size: int) -> tuple[ImageData, Classification
     if recipe.trainer.precision == "64-true":
         task.double()  # Lightning reads a checkpoint first and converts the net then
     return data, task
-
-
-def open_data(recipe: Recipe) -> ImageData:
-    """The images of a recipe, opened.
-
-    Raises:
-        DataError: If they cannot be used.
-    """
-    data = ImageData(**dataclasses.asdict(recipe.data), seed=recipe.seed)
-    data.setup()
-    return data
-
-
-def build_task(recipe: Recipe, data: ImageData) -> Classification:
-    """The task of a recipe: its net (or nets) with loss, optimizer and schedule.
-
-    Raises:
-        RecipeError: If the net cannot be built or does not take the images.
-        CheckpointError: If initial weights cannot be used.
-    """
-    student = build_model(recipe.model, data, "model")
-    _check_exponent(recipe, student)
-    options: dict[str, Any] = {
-        "num_classes": data.num_classes,
-        **dataclasses.asdict(recipe.optimizer),
-        "schedule": recipe.schedule.name,
-        "interval": recipe.schedule.interval,
-        "min_lr": recipe.schedule.min_lr,
-    }
-    if recipe.model.head == "slac":
-        return SlacClassification(student, **options, **dataclasses.asdict(recipe.slac))
-    if recipe.method == "supervised":
-        return Classification(student, **options)
-    config = recipe.distill
-    return Distillation(
-        build_distiller(recipe, data, student),
-        ramp=Ramp(config.ramp, config.ramp_epochs, config.ramp_accuracy),
-        **options,
-    )
-
-
-def _check_exponent(recipe: Recipe, model: nn.Module) -> None:
-    """Refuses an exponent that falls in a net that has none."""
-    if recipe.lp.schedule == "none":
-        return
-    try:
-        set_exponent_(model, recipe.lp.start, clip=recipe.lp.clip)
-    except ValueError as error:
-        raise RecipeError(f"lp.schedule = {recipe.lp.schedule!r}: {error}") from error
-
-
-def build_distiller(recipe: Recipe, data: ImageData, student: nn.Module) -> Distiller:
-    """The loss of a recipe whose method is not "supervised", with its teacher.
-
-    Raises:
-        RecipeError: If the teacher cannot be built, or the method cannot be used on these nets.
-        CheckpointError: If the teacher's weights cannot be used.
-    """
-    config = recipe.distill
-    method = find_method(recipe.method)
-    options = {name: getattr(config, name) for name in options_of(recipe.method)}
-    teacher = None
-    if method.wants_teacher:
-        of_teacher = dataclasses.replace(
-            recipe.model,
-            name=config.teacher_model or recipe.model.name,
-            kwargs=recipe.model.kwargs if config.teacher_kwargs is None else config.teacher_kwargs,
-            conv=config.teacher_conv,
-            checkpoint=config.teacher_checkpoint,
-        )
-        teacher = build_model(of_teacher, data, "distill.teacher")
-    try:
-        if teacher is not None and config.shared_init:
-            share_initial_values(student, teacher)
-        return method(student, teacher, **options)
-    except ValueError as error:
-        raise RecipeError(f"method {recipe.method}: {error}") from error
-
-
-def build_model(config: ModelConfig, data: ImageData, key: str) -> nn.Module:
-    """A net for the given images.
-
-    Args:
-        config: Which net.
-        data: The images.
-        key: What to call the net in an error.
-
-    Raises:
-        RecipeError: If the net cannot be built or does not take the images.
-        CheckpointError: If the initial weights cannot be used.
-    """
-    channels, height, width = data.image_shape
-    arguments = {
-        "num_classes": data.num_classes,
-        "in_channels": channels,
-        "conv": config.conv,
-        **config.kwargs,
-    }
-    if config.head is not None:
-        arguments["head"] = config.head
-    try:
-        model = models.build(config.name, **arguments)
-        model.eval()
-        with torch.no_grad():
-            num_outputs = model(torch.zeros(1, channels, height, width)).shape[1]
-    except (ValueError, TypeError, RuntimeError) as error:
-        raise RecipeError(
-            f"{key} = {config.name} on images of {channels}x{height}x{width}: {error}"
-        ) from error
-    if num_outputs < data.num_classes:
-        raise RecipeError(
-            f"{key} has {num_outputs} outputs, the data has {data.num_classes} classes"
-        )
-    if config.checkpoint is not None:
-        load_into(model, config.checkpoint)
-    return model.train()
-
-
-def _check_state(module: nn.Module, state: dict[str, torch.Tensor], path: Path) -> None:
-    own = module.state_dict()
-    for name in [*own, *state]:
-        if name not in state or name not in own:
-            lacks = "lacks" if name not in state else "has an unknown"
-            raise CheckpointError(f"checkpoint {path} is of another net: it {lacks} {name!r}")
-        if own[name].shape != state[name].shape:
-            raise CheckpointError(
-                f"checkpoint {path} is of another net: {name!r} has shape "
-                f"{tuple(state[name].shape)}, {tuple(own[name].shape)} is wanted"
-            )
-
-
-def _check_recipe(recipe: Recipe, saved: dict[str, Any], config: Path, checkpoint: Path) -> None:
-    # A checkpoint of an earlier version lacks the keys that came later: they had their defaults.
-    now, then = _flat(recipe.to_dict()), _flat(from_dict(saved, str(checkpoint)).to_dict())
-    place = {f"trainer.{key}" for key in PLACE_KEYS} | {"data.device_cache"}
-    for key in sorted((now.keys() | then.keys()) - place):
-        if now.get(key) != then.get(key):
-            raise CheckpointError(
-                f"{checkpoint} is of another recipe: {key} is {then.get(key)!r} there and "
-                f"{now.get(key)!r} in {config}"
-            )
-
-
-def _check_unfinished(recipe: Recipe, state: dict[str, Any], folder: Path) -> None:
-    done = _num_finished(state)
-    if done < recipe.epochs:
-        return
-    # A run may have been stopped between its last checkpoint and its summary: it still has to end.
-    with contextlib.suppress(OSError, ValueError, KeyError):
-        summary = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
-        done = done if summary["status"] == "finished" else 0
-    if done and (folder / "summary.json").is_file():
-        raise RecipeError(f"resume {str(folder)!r}: the run is finished ({done} epochs)")
-
-
-def _check_division(state: dict[str, Any], plan: BatchPlan, checkpoint: Path) -> None:
-    """Refuses a number of processes with which an epoch would have other batches."""
-    then = state.get("division")
-    if then is None or then["num_batches"] == plan.num_batches:
-        return
-    raise CheckpointError(
-        f"{checkpoint}: an epoch had {then['num_batches']} batches with {then['world_size']} "
-        f"processes and would have {plan.num_batches} with {plan.world_size}, because its last "
-        f"batch is too small to be shared; go on with {then['world_size']}"
-    )
-
-
-def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat = {}
-    for key, value in values.items():
-        if isinstance(value, dict):
-            flat |= _flat(value, f"{prefix}{key}.")
-        else:
-            flat[f"{prefix}{key}"] = value
-    return flat
 
 
 def _run(
@@ -428,13 +241,13 @@ def _run(
         if trainer.is_global_zero:
             # On a full disk the summary fails as well; the first error is the one to say.
             with contextlib.suppress(*([] if status == "finished" else [OSError])):
-                _write_summary(folder, recipe, table.rows, status, seconds, command, trainer)
+                write_summary(folder, recipe, table.rows, status, seconds, command, trainer)
     best = folder / "checkpoints" / "best.safetensors"
     return RunResult(
         folder=folder,
         best_checkpoint=best,
         last_checkpoint=folder / "checkpoints" / "last.safetensors",
-        metrics=_final_metrics(table.rows),
+        metrics=final_metrics(table.rows),
         history=table.rows,
         model=torchadder.load(best).eval(),
         data=data,
@@ -453,7 +266,7 @@ def _open_folder(folder: Path, recipe: Recipe, *, is_new: bool) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     remove_temporaries(folder)
     if is_new and not (folder / "config.yaml").is_file():
-        write_atomically(folder / "config.yaml", _config_text(recipe))
+        write_atomically(folder / "config.yaml", config_text(recipe))
 
 
 def _headline(
@@ -505,7 +318,7 @@ def _failure(
     folder: Path,
 ) -> BaseException:
     """What to raise for what ended a run: the same, or something that tells the user more."""
-    done = _num_kept(folder)
+    done = num_kept(folder)
     kept = f"{done} of {recipe.epochs} epochs are kept" if done else "no epoch was finished"
     goes_on = f"continue with: torchadder train --resume {folder}"
     is_interrupted = requests.received is not None or isinstance(error, KeyboardInterrupt)
@@ -530,16 +343,6 @@ def _failure(
             f"not: {', '.join(idle) or 'unknown'}"
         )
     return error
-
-
-def _num_kept(folder: Path) -> int:
-    """Finished epochs in the last checkpoint of a run folder."""
-    checkpoint = folder / "checkpoints" / "last.ckpt"
-    return _num_finished(read_state(checkpoint)) if checkpoint.is_file() else 0
-
-
-def _num_finished(state: dict[str, Any]) -> int:
-    return state["loops"]["fit_loop"]["epoch_progress"]["current"]["processed"]
 
 
 def _words(error: Exception) -> str:
@@ -606,108 +409,8 @@ def _metadata(recipe: Recipe, data: ImageData) -> dict[str, Any]:
     }
 
 
-@contextlib.contextmanager
-def _environment(recipe: Recipe) -> Iterator[None]:
-    """Threads, seed, precision and quiet libraries for the time of a run."""
-    threads = torch.get_num_threads()
-    try:
-        if recipe.trainer.threads is not None:
-            torch.set_num_threads(recipe.trainer.threads)
-            if distributed.world().size > 1:
-                # Lightning would choose a number, if none is given here.
-                os.environ["OMP_NUM_THREADS"] = str(recipe.trainer.threads)
-        with quiet(), tf32_convolutions(recipe.trainer.tf32):
-            lightning.seed_everything(recipe.seed, workers=True, verbose=False)
-            yield
-    finally:
-        torch.set_num_threads(threads)
-
-
-@contextlib.contextmanager
-def tf32_convolutions(allowed: bool) -> Iterator[None]:
-    """Whether convolutions on a GPU may round to TF32, which torch lets them unless it is told."""
-    cudnn = torch.backends.cudnn
-    before = cudnn.allow_tf32
-    cudnn.allow_tf32 = allowed
-    try:
-        yield
-    finally:
-        cudnn.allow_tf32 = before
-
-
-@contextlib.contextmanager
-def quiet() -> Iterator[None]:
-    """Lightning without its notices, and without four warnings that are known and harmless."""
-    logger = logging.getLogger("lightning.pytorch")
-    level = logger.level
-    logger.setLevel(logging.WARNING)  # devices found, tips: nothing that a run needs to say
-    try:
-        with warnings.catch_warnings():
-            for message in (
-                # Cached images are indexed, not decoded: worker processes would only slow it down.
-                r"The '\w+_dataloader' does not have many workers",
-                # `resume` goes on in the folder of the run; nothing else ever does.
-                r"Checkpoint directory .* exists and is not empty",
-                # The fixed teacher of a distillation stays in evaluation mode on purpose.
-                r"Found \d+ module\(s\) in eval mode at the start of training",
-                # Lightning 2.6 meets a torch newer than itself; nothing we could change.
-                r"`isinstance\(treespec, LeafSpec\)` is deprecated",
-            ):
-                warnings.filterwarnings("ignore", message)
-            yield
-    finally:
-        logger.setLevel(level)
-
-
 def _new_folder(name: str) -> Path:
     stamp = datetime.datetime.now().strftime("%Y%m%d-%H%M%S")
     first = Path("runs") / f"{name}-{stamp}"
     others = (first.with_name(f"{first.name}-{number}") for number in itertools.count(2))
     return next(folder for folder in itertools.chain([first], others) if not folder.exists())
-
-
-def _config_text(recipe: Recipe) -> str:
-    head = f"# Written by torchadder {torchadder.__version__}; repeat with: torchadder train FILE\n"
-    return head + yaml.safe_dump(recipe.to_dict(), sort_keys=False)
-
-
-def _final_metrics(rows: list[dict[str, float]]) -> dict[str, float]:
-    metrics = dict(rows[-1])
-    comparable = [row for row in rows if row.get("p") == rows[-1].get("p")]  # of one operator
-    best = max(comparable, key=lambda row: row.get("val_accuracy", 0.0))
-    if "val_accuracy" in best:
-        metrics |= {"best_val_accuracy": best["val_accuracy"], "best_epoch": best["epoch"]}
-    return metrics
-
-
-def _write_summary(
-    folder: Path,
-    recipe: Recipe,
-    rows: list[dict[str, float]],
-    status: str,
-    seconds: float,
-    command: str | None,
-    trainer: lightning.Trainer,
-) -> None:
-    kibibyte = 1 if sys.platform == "darwin" else 1024  # ru_maxrss counts bytes on macOS
-    origin = provenance(command)
-    origin["hardware"] |= {
-        "device": str(trainer.strategy.root_device),
-        "num_devices": trainer.num_devices,
-    }
-    origin["versions"]["lightning"] = lightning.__version__
-    summary = {
-        "name": recipe.name,
-        "status": status,
-        "seed": recipe.seed,
-        "epochs": len(rows),
-        "metrics": _final_metrics(rows) if rows else {},
-        "seconds": round(seconds, 3),
-        "seconds_per_epoch": (
-            round(sum(row["seconds"] for row in rows) / len(rows), 3) if rows else None
-        ),
-        "peak_rss_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * kibibyte,
-        **origin,
-    }
-    text = json.dumps(summary, indent=2, allow_nan=True) + "\n"
-    write_atomically(folder / "summary.json", text)

@@ -1,0 +1,137 @@
+"""From a recipe to what is trained: the images, the nets and the task that joins them."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import torch
+from torch import nn
+
+from torchadder import models
+from torchadder.checkpoint import load_into
+from torchadder.data import ImageData
+from torchadder.distill import Distiller, find_method, options_of, share_initial_values
+from torchadder.lp import set_exponent_
+from torchadder.tasks import Classification, Distillation, Ramp, SlacClassification
+from torchadder.training.recipe import (
+    ModelConfig,
+    Recipe,
+    RecipeError,
+)
+
+
+def open_data(recipe: Recipe) -> ImageData:
+    """The images of a recipe, opened.
+
+    Raises:
+        DataError: If they cannot be used.
+    """
+    data = ImageData(**dataclasses.asdict(recipe.data), seed=recipe.seed)
+    data.setup()
+    return data
+
+
+def build_task(recipe: Recipe, data: ImageData) -> Classification:
+    """The task of a recipe: its net (or nets) with loss, optimizer and schedule.
+
+    Raises:
+        RecipeError: If the net cannot be built or does not take the images.
+        CheckpointError: If initial weights cannot be used.
+    """
+    student = build_model(recipe.model, data, "model")
+    _check_exponent(recipe, student)
+    options: dict[str, Any] = {
+        "num_classes": data.num_classes,
+        **dataclasses.asdict(recipe.optimizer),
+        "schedule": recipe.schedule.name,
+        "interval": recipe.schedule.interval,
+        "min_lr": recipe.schedule.min_lr,
+    }
+    if recipe.model.head == "slac":
+        return SlacClassification(student, **options, **dataclasses.asdict(recipe.slac))
+    if recipe.method == "supervised":
+        return Classification(student, **options)
+    config = recipe.distill
+    return Distillation(
+        build_distiller(recipe, data, student),
+        ramp=Ramp(config.ramp, config.ramp_epochs, config.ramp_accuracy),
+        **options,
+    )
+
+
+def _check_exponent(recipe: Recipe, model: nn.Module) -> None:
+    """Refuses an exponent that falls in a net that has none."""
+    if recipe.lp.schedule == "none":
+        return
+    try:
+        set_exponent_(model, recipe.lp.start, clip=recipe.lp.clip)
+    except ValueError as error:
+        raise RecipeError(f"lp.schedule = {recipe.lp.schedule!r}: {error}") from error
+
+
+def build_distiller(recipe: Recipe, data: ImageData, student: nn.Module) -> Distiller:
+    """The loss of a recipe whose method is not "supervised", with its teacher.
+
+    Raises:
+        RecipeError: If the teacher cannot be built, or the method cannot be used on these nets.
+        CheckpointError: If the teacher's weights cannot be used.
+    """
+    config = recipe.distill
+    method = find_method(recipe.method)
+    options = {name: getattr(config, name) for name in options_of(recipe.method)}
+    teacher = None
+    if method.wants_teacher:
+        of_teacher = dataclasses.replace(
+            recipe.model,
+            name=config.teacher_model or recipe.model.name,
+            kwargs=recipe.model.kwargs if config.teacher_kwargs is None else config.teacher_kwargs,
+            conv=config.teacher_conv,
+            checkpoint=config.teacher_checkpoint,
+        )
+        teacher = build_model(of_teacher, data, "distill.teacher")
+    try:
+        if teacher is not None and config.shared_init:
+            share_initial_values(student, teacher)
+        return method(student, teacher, **options)
+    except ValueError as error:
+        raise RecipeError(f"method {recipe.method}: {error}") from error
+
+
+def build_model(config: ModelConfig, data: ImageData, key: str) -> nn.Module:
+    """A net for the given images.
+
+    Args:
+        config: Which net.
+        data: The images.
+        key: What to call the net in an error.
+
+    Raises:
+        RecipeError: If the net cannot be built or does not take the images.
+        CheckpointError: If the initial weights cannot be used.
+    """
+    channels, height, width = data.image_shape
+    arguments = {
+        "num_classes": data.num_classes,
+        "in_channels": channels,
+        "conv": config.conv,
+        **config.kwargs,
+    }
+    if config.head is not None:
+        arguments["head"] = config.head
+    try:
+        model = models.build(config.name, **arguments)
+        model.eval()
+        with torch.no_grad():
+            num_outputs = model(torch.zeros(1, channels, height, width)).shape[1]
+    except (ValueError, TypeError, RuntimeError) as error:
+        raise RecipeError(
+            f"{key} = {config.name} on images of {channels}x{height}x{width}: {error}"
+        ) from error
+    if num_outputs < data.num_classes:
+        raise RecipeError(
+            f"{key} has {num_outputs} outputs, the data has {data.num_classes} classes"
+        )
+    if config.checkpoint is not None:
+        load_into(model, config.checkpoint)
+    return model.train()

@@ -1,0 +1,107 @@
+"""Whether a run folder can be gone on with, and from where."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from torchadder.checkpoint import CheckpointError
+from torchadder.data import BatchPlan
+from torchadder.training.callbacks import read_metrics
+from torchadder.training.checkpoint_io import read_state
+from torchadder.training.recipe import (
+    PLACE_KEYS,
+    Recipe,
+    RecipeError,
+    from_dict,
+)
+
+
+def last_checkpoint(folder: Path) -> Path | None:
+    """The state to go on from; None if the run was stopped before there was one."""
+    checkpoint = folder / "checkpoints" / "last.ckpt"
+    if checkpoint.is_file():
+        return checkpoint
+    table = folder / "metrics.csv"
+    # The first epoch's row is written a moment before its checkpoint.
+    if table.is_file() and len(read_metrics(table)) > 1:
+        raise CheckpointError(f"{checkpoint} is missing, though {table.name} has finished epochs")
+    return None
+
+
+def check_state(module: nn.Module, state: dict[str, torch.Tensor], path: Path) -> None:
+    """Refuses a checkpoint whose tensors are not those of the module."""
+    own = module.state_dict()
+    for name in [*own, *state]:
+        if name not in state or name not in own:
+            lacks = "lacks" if name not in state else "has an unknown"
+            raise CheckpointError(f"checkpoint {path} is of another net: it {lacks} {name!r}")
+        if own[name].shape != state[name].shape:
+            raise CheckpointError(
+                f"checkpoint {path} is of another net: {name!r} has shape "
+                f"{tuple(state[name].shape)}, {tuple(own[name].shape)} is wanted"
+            )
+
+
+def check_recipe(recipe: Recipe, saved: dict[str, Any], config: Path, checkpoint: Path) -> None:
+    """Refuses a checkpoint of another recipe, up to what only says where a run computes."""
+    # A checkpoint of an earlier version lacks the keys that came later: they had their defaults.
+    now, then = _flat(recipe.to_dict()), _flat(from_dict(saved, str(checkpoint)).to_dict())
+    place = {f"trainer.{key}" for key in PLACE_KEYS} | {"data.device_cache"}
+    for key in sorted((now.keys() | then.keys()) - place):
+        if now.get(key) != then.get(key):
+            raise CheckpointError(
+                f"{checkpoint} is of another recipe: {key} is {then.get(key)!r} there and "
+                f"{now.get(key)!r} in {config}"
+            )
+
+
+def check_unfinished(recipe: Recipe, state: dict[str, Any], folder: Path) -> None:
+    """Refuses a run that has ended."""
+    done = num_finished(state)
+    if done < recipe.epochs:
+        return
+    # A run may have been stopped between its last checkpoint and its summary: it still has to end.
+    with contextlib.suppress(OSError, ValueError, KeyError):
+        summary = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
+        done = done if summary["status"] == "finished" else 0
+    if done and (folder / "summary.json").is_file():
+        raise RecipeError(f"resume {str(folder)!r}: the run is finished ({done} epochs)")
+
+
+def check_division(state: dict[str, Any], plan: BatchPlan, checkpoint: Path) -> None:
+    """Refuses a number of processes with which an epoch would have other batches."""
+    then = state.get("division")
+    if then is None or then["num_batches"] == plan.num_batches:
+        return
+    raise CheckpointError(
+        f"{checkpoint}: an epoch had {then['num_batches']} batches with {then['world_size']} "
+        f"processes and would have {plan.num_batches} with {plan.world_size}, because its last "
+        f"batch is too small to be shared; go on with {then['world_size']}"
+    )
+
+
+def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat = {}
+    for key, value in values.items():
+        if isinstance(value, dict):
+            flat |= _flat(value, f"{prefix}{key}.")
+        else:
+            flat[f"{prefix}{key}"] = value
+    return flat
+
+
+def num_kept(folder: Path) -> int:
+    """Finished epochs in the last checkpoint of a run folder."""
+    checkpoint = folder / "checkpoints" / "last.ckpt"
+    return num_finished(read_state(checkpoint)) if checkpoint.is_file() else 0
+
+
+def num_finished(state: dict[str, Any]) -> int:
+    """Finished epochs of a state."""
+    return state["loops"]["fit_loop"]["epoch_progress"]["current"]["processed"]
