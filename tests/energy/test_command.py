@@ -83,7 +83,10 @@ def test_torchvision_model(capsys):
         (["--model", "resnet21"], "model 'resnet21' is unknown; the nearest names are"),
         (["--model", "torchvision.resnet21"], "torchvision has no model 'resnet21'"),
         (["--model", "none.safetensors"], "none.safetensors: no such checkpoint"),
-        (["--model", "resnet20", "--conv", "shift"], "conv must be adder or adder_lp or conv, got 'shift'"),
+        (
+            ["--model", "resnet20", "--conv", "shift"],
+            "conv must be adder or adder_lp or conv, got 'shift'",
+        ),
         (["--model", "resnet20", "--input", "3,a"], "input must be a shape such as 1,3,32,32"),
         (["--model", "resnet20", "--input", "32,32"], "input must be 3 or 4 sizes"),
         (["--model", "vgg_small", "--input", "1,3,4,4"], "at least 8x8 pixels"),
