@@ -93,5 +93,6 @@ def test_kernels_on_small_problems():
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(7200)
 def test_kernels_on_all_problems():
     assert "passed" in interpret(str(KERNEL_TESTS))

@@ -166,7 +166,10 @@ def adder2d_backward_input(
         num_rows = N * class_height * class_width
         num_classes = classes_h * classes_w
         g = _channels_last(grad_output)
-        sums = g.permute(0, 2, 3, 1).unflatten(3, (groups, -1)).sum(4, dtype=torch.float32)
+        sums = g  # "l2" reads none
+        if rule != "l2":
+            sums = g.permute(0, 2, 3, 1).unflatten(3, (groups, -1)).sum(4, dtype=torch.float32)
+            sums = sums.contiguous()
         depth = -(-R * S // num_classes) * (O // groups)
         problem = (num_rows, C, depth, groups * num_classes)
 
@@ -177,7 +180,7 @@ def adder2d_backward_input(
             )  # fmt: skip
             programs = -(-num_rows // tile.block_m) * -(-C // tile.block_n)
             adder2d_backward_input_kernel[_grid(programs, groups * num_classes)](
-                g, sums.contiguous(), input, packed.values, packed.zeros, packed.has_nan, result,
+                g, sums, input, packed.values, packed.zeros, packed.has_nan, result,
                 num_rows, H, W, P, Q, O, groups,
                 class_height, class_width, classes_w, num_classes, packed.num_blocks, *window,
                 *input.stride(), *result.stride(),
