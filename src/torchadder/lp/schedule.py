@@ -34,8 +34,8 @@ class ExponentSchedule:
 
     Example:
         >>> schedule = ExponentSchedule(share=0.5)
-        >>> [schedule.exponent(epoch, 8) for epoch in range(8)]
-        [2.0, 1.75, 1.5, 1.25, 1.0, 1.0, 1.0, 1.0]
+        >>> tuple(schedule.exponent(epoch, 8) for epoch in range(8))
+        (2.0, 1.75, 1.5, 1.25, 1.0, 1.0, 1.0, 1.0)
     """
 
     shape: str = "linear"
