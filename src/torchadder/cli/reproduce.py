@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import functools
 import json
 from pathlib import Path
@@ -65,7 +66,8 @@ def add_arguments(parser: ArgumentParser) -> None:
         action="store_true",
         help="Show rows, recipes, what is done and measured, and the commands; train nothing.",
     )
-    parser.add_argument("--overrides", type=dict[str, Any], default={}, help="For internal use.")
+    # Filled by `rewrite`.
+    parser.add_argument("--overrides", type=dict[str, Any], default={}, help=argparse.SUPPRESS)
 
 
 def rewrite(argv: list[str]) -> list[str]:
