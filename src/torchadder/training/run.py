@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import lightning
+import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.loggers import TensorBoardLogger
@@ -194,6 +195,9 @@ def _prepare(recipe: Recipe, world_size: int) -> tuple[ImageData, Classification
     data = open_data(recipe)
     data.plan(world_size)
     task = build_task(recipe, data)
+    if recipe.trainer.channels_last:
+        # The first convolution gives its output the form of its weights; all others keep it.
+        task.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     if recipe.trainer.precision == "64-true":
         task.double()  # Lightning reads a checkpoint first and converts the net then
     return data, task
