@@ -1,16 +1,19 @@
 """Variances and covariances of two layers in kernel space, without holding their kernel values.
 
-The distance of `KernelAlignment` depends on the mapped kernel values u and v of the two sides only
-through three numbers per channel: their variances and their covariance. These are summed up chunk
-by chunk over the samples, and the backward pass computes the kernel values anew from the layers'
-outputs. So nothing of the size of an output is kept beside the outputs themselves, which the nets
-hold anyway, and all elementwise work happens on chunks that fit into a cache.
+The distance of `KernelAlignment` depends on the mapped kernel values u = A k and v = B l of the two
+sides only through three numbers per channel, their variances and their covariance, and these only
+through the covariance matrices of k and l: `var(u) = diag(A cov(k, k) A^T)`. So what is summed up,
+chunk by chunk, are three matrices of the size of a map, and the maps are applied to these instead
+of to every position. The backward pass computes the kernel values anew from the layers' outputs:
+nothing of the size of an output is kept beside the outputs themselves, which the nets hold anyway,
+and all elementwise work happens on chunks that fit into a cache.
 
 What is done with the moments is not known here.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
@@ -18,8 +21,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-CHUNK_ELEMENTS = {"cpu": 2**18, "other": 2**25}
-"""Elements of a chunk of one side: 1 MiB in float32 on a CPU, 128 MiB elsewhere."""
+LOG2_E = math.log2(math.e)
+
+CHUNK_ELEMENTS = {"cpu": 2**17, "other": 2**25}
+"""Elements of a chunk of one side: 0.5 MiB in float32 on a CPU, 128 MiB elsewhere."""
 
 
 class Moments(NamedTuple):
@@ -48,8 +53,8 @@ def kernel_moments(
     """Variances and covariances of `u = A k(y - mean_c y)` of the one and v of the other side.
 
     `k(d) = exp(clamp(d * rate, -limit, limit))` with the gradients of `exponential_kernel`, or the
-    identity without a rate. What is summed up is `k - 1`, which has the same moments and no loss of
-    digits where the kernel is nearly flat.
+    identity without a rate. What is summed up is `k - 1`, which has the same moments and loses no
+    digits in the sums where the kernel is nearly flat.
 
     Args:
         student_output: y, shape (N, C, ...).
@@ -62,22 +67,31 @@ def kernel_moments(
 
     Returns:
         Moments, divided by the number of values and not by one less; float32 for half precision
-        outputs, summed up in float32 for those and else in the outputs' own type.
+        outputs. Chunks are summed in that type, the sums of chunks in float64 where there is one.
     """
-    moments = _KernelMoments.apply(
-        student_output,
-        teacher_output.detach(),
-        student_rate,
-        teacher_rate,
-        student_map,
-        teacher_map,
-        limit,
+    student, teacher, both = _KernelCovariances.apply(
+        student_output, teacher_output.detach(), student_rate, teacher_rate, limit
+    )  # type: ignore[misc]
+    return Moments(
+        _mapped(student, student_map, student_map).clamp(min=0),
+        _mapped(teacher, teacher_map, teacher_map).clamp(min=0),
+        _mapped(both, student_map, teacher_map),
     )
-    return Moments(*moments)  # type: ignore[misc]
 
 
-class _KernelMoments(torch.autograd.Function):
-    """`kernel_moments` with its backward pass."""
+def _mapped(covariances: Tensor, left: Tensor | None, right: Tensor | None) -> Tensor:
+    """The diagonal of `left covariances right^T`; both maps are given, or none."""
+    if left is None or right is None:
+        return covariances.diagonal()
+    return (left @ covariances * right).sum(1)
+
+
+class _KernelCovariances(torch.autograd.Function):
+    """The matrices cov(k, k), cov(l, l) and cov(k, l) of the kernel values, each of shape (C, C).
+
+    Backward, with count values per channel and G the gradient of a matrix:
+    `dL/dk = ((G_kk + G_kk^T) (k - mean k) + G_kl (l - mean l)) / count`, and likewise for l.
+    """
 
     @staticmethod
     def forward(
@@ -86,37 +100,41 @@ class _KernelMoments(torch.autograd.Function):
         teacher_output: Tensor,
         student_rate: Tensor | None,
         teacher_rate: Tensor | None,
-        student_map: Tensor | None,
-        teacher_map: Tensor | None,
         limit: float,
     ) -> tuple[Tensor, Tensor, Tensor]:
-        student = _Side(student_output, student_rate, student_map, limit)
-        teacher = _Side(teacher_output, teacher_rate, teacher_map, limit)
-        zero = student.mean.new_zeros(student_output.shape[1])
-        sums = [zero] * 5
-        for part in _chunks(student_output):
-            u, v = (side.map(side.values(part)[1]) for side in (student, teacher))
-            terms = (u, v, u * u, v * v, u * v)
-            sums = [total + term.sum((0, 2)) for total, term in zip(sums, terms, strict=True)]
-        count = student_output.numel() // student_output.shape[1]
-        mean_u, mean_v, square_u, square_v, product = (total / count for total in sums)
+        student_layout, teacher_layout = _as_matrices(student_output, teacher_output)
+        student = _Side(student_layout, student_rate, limit)
+        teacher = _Side(teacher_layout, teacher_rate, limit)
+        num_channels = student_layout.shape[1]
+        # One channel with a long tail must not cost the others their digits.
+        wide = _sum_type(student_output.device)
+        sum_k, sum_l = (student.mean.new_zeros(num_channels, 1, dtype=wide) for _ in range(2))
+        kk, ll, kl = (sum_k.new_zeros(num_channels, num_channels) for _ in range(3))
+        for part in _chunks(student_layout):
+            k, l = student.values(part)[1], teacher.values(part)[1]
+            sum_k = sum_k + _channel_sums(k)
+            sum_l = sum_l + _channel_sums(l)
+            kk = kk + _outer(k, k)
+            ll = ll + _outer(l, l)
+            kl = kl + _outer(k, l)
+        count = student_output.numel() // num_channels
+        mean_k, mean_l = sum_k / count, sum_l / count
+        dtype = student.mean.dtype
         ctx.limit = limit
         ctx.save_for_backward(
             student_output,
             teacher_output,
             student_rate,
             teacher_rate,
-            student_map,
-            teacher_map,
             student.mean,
             teacher.mean,
-            mean_u,
-            mean_v,
+            mean_k.to(dtype),
+            mean_l.to(dtype),
         )
         return (
-            (square_u - mean_u * mean_u).clamp(min=0),
-            (square_v - mean_v * mean_v).clamp(min=0),
-            product - mean_u * mean_v,
+            (kk / count - mean_k * mean_k.mT).to(dtype),
+            (ll / count - mean_l * mean_l.mT).to(dtype),
+            (kl / count - mean_k * mean_l.mT).to(dtype),
         )
 
     @staticmethod
@@ -126,128 +144,161 @@ class _KernelMoments(torch.autograd.Function):
             teacher_output,
             student_rate,
             teacher_rate,
-            student_map,
-            teacher_map,
             student_centre,
             teacher_centre,
-            mean_u,
-            mean_v,
+            mean_k,
+            mean_l,
         ) = ctx.saved_tensors
-        student = _Side(student_output, student_rate, student_map, ctx.limit, student_centre)
-        teacher = _Side(teacher_output, teacher_rate, teacher_map, ctx.limit, teacher_centre)
-        count = student_output.numel() // student_output.shape[1]
-        # d var(u) / du = 2 (u - mean u) / count and d cov / du = (v - mean v) / count.
-        own_u, own_v, other = (
-            _by_channel(grad * (factor / count))
-            for grad, factor in zip(grad_outputs, (2, 2, 1), strict=True)
+        student_layout, teacher_layout = _as_matrices(student_output, teacher_output)
+        student = _Side(student_layout, student_rate, ctx.limit, student_centre)
+        teacher = _Side(teacher_layout, teacher_rate, ctx.limit, teacher_centre)
+        count = student_output.numel() // student_layout.shape[1]
+        grad_kk, grad_ll, grad_kl = grad_outputs
+        own_k, own_l = ((grad + grad.mT) / count for grad in (grad_kk, grad_ll))
+        cross = grad_kl / count
+        offset_k = -(own_k @ mean_k + cross @ mean_l)
+        offset_l = -(own_l @ mean_l + cross.mT @ mean_k)
+        wants_teacher_rate = teacher_rate is not None and ctx.needs_input_grad[3]
+
+        grad_output = torch.empty_like(
+            student_output, dtype=mean_k.dtype, memory_format=_memory_format(student_output)
         )
-        offset_u = -own_u * _by_channel(mean_u) - other * _by_channel(mean_v)
-        offset_v = -own_v * _by_channel(mean_v) - other * _by_channel(mean_u)
-        grad_output = torch.empty(
-            student_output.shape, dtype=student.mean.dtype, device=student_output.device
-        )
-        grad_map = None if student_map is None else torch.zeros_like(student_map)
-        grad_rate_s, grad_rate_t = mean_u.new_zeros(()), mean_u.new_zeros(())
-        for part in _chunks(student_output):
-            exponents_s, values_s = student.values(part)
-            exponents_t, values_t = teacher.values(part)
-            u, v = student.map(values_s), teacher.map(values_t)
-            grad_u = torch.addcmul(torch.addcmul(offset_u, own_u, u), other, v)
-            if grad_map is not None:
-                grad_map = grad_map + _outer(grad_u, values_s)
-            grad_s = student.through_kernel(student.unmap(grad_u), values_s)
-            grad_output[part].flatten(2).copy_(grad_s)
+        grad_layout, _ = _as_matrices(grad_output, teacher_output)
+        grad_rate_s, grad_rate_t = mean_k.new_zeros(()), mean_k.new_zeros(())
+        grad_sum = torch.zeros_like(mean_k)
+        for part in _chunks(student_layout):
+            exponents_k, k = student.values(part)
+            exponents_l, l = teacher.values(part)
+            grad_k = _affine(offset_k, (own_k, k), (cross, l))
+            grad_k = student.through_kernel(grad_k, k)
+            grad_layout[part].copy_(grad_k)
             if student_rate is not None:
-                grad_rate_s = grad_rate_s + student.against_rate(grad_s, exponents_s)
-            if teacher_rate is not None and ctx.needs_input_grad[3]:
-                grad_v = torch.addcmul(torch.addcmul(offset_v, own_v, v), other, u)
-                grad_t = teacher.through_kernel(teacher.unmap(grad_v), values_t)
-                grad_rate_t = grad_rate_t + teacher.against_rate(grad_t, exponents_t)
+                grad_sum = grad_sum + _channel_sums(grad_k)
+                grad_rate_s = grad_rate_s + student.against_rate(grad_k, exponents_k)
+            if wants_teacher_rate:
+                grad_l = _affine(offset_l, (own_l, l), (cross.mT, k))
+                grad_l = teacher.through_kernel(grad_l, l)
+                grad_rate_t = grad_rate_t + teacher.against_rate(grad_l, exponents_l)
         if student_rate is not None:
             # The derivative of taking off the mean; without a kernel the sum is zero already.
-            grad_output -= grad_output.mean(_over_samples(grad_output), keepdim=True)
+            grad_layout -= grad_sum / count
         return (
             grad_output.to(student_output.dtype),
             None,
             grad_rate_s if student_rate is not None else None,
-            grad_rate_t if teacher_rate is not None else None,
-            grad_map,
-            None,
+            grad_rate_t if wants_teacher_rate else None,
             None,
         )
 
 
 class _Side:
-    """One layer's output on its way to mapped kernel values, a chunk of samples at a time."""
+    """One layer's output, shape (B, C, P), on its way to kernel values, a chunk at a time."""
 
     def __init__(
-        self,
-        output: Tensor,
-        rate: Tensor | None,
-        linear_map: Tensor | None,
-        limit: float,
-        mean: Tensor | None = None,
+        self, output: Tensor, rate: Tensor | None, limit: float, mean: Tensor | None = None
     ) -> None:
         self.output = output
         self.rate = rate
-        self.linear_map = linear_map
-        self.limit = limit
+        self.limit = limit * LOG2_E
         dtype = torch.promote_types(output.dtype, torch.float32)
-        self.mean = output.mean(_over_samples(output), dtype=dtype) if mean is None else mean
+        self.mean = output.mean((0, 2), dtype=dtype).unsqueeze(1) if mean is None else mean
 
-    def values(self, part: slice) -> tuple[Tensor, Tensor]:
-        """Exponents before the clamp and kernel values less 1; without a kernel both are `d`."""
-        centred = self.output[part].flatten(2) - _by_channel(self.mean)
+    def values(self, part: _Part) -> tuple[Tensor, Tensor]:
+        """Binary exponents before the clamp and kernel values less 1; both are `d` for no kernel.
+
+        On a CPU exp2 takes a third of the time of exp and an eighth of that of expm1, whose further
+        digits the sums would not keep.
+        """
+        centred = self.output[part] - self.mean
         if self.rate is None:
             return centred, centred
-        exponents = centred * self.rate
-        return exponents, torch.expm1(exponents.clamp(-self.limit, self.limit))
-
-    def map(self, values: Tensor) -> Tensor:
-        """The linear map, applied to every position."""
-        if self.linear_map is None:
-            return values
-        return torch.bmm(self.linear_map.expand(len(values), -1, -1), values)
-
-    def unmap(self, grad: Tensor) -> Tensor:
-        """The gradient before the map."""
-        if self.linear_map is None:
-            return grad
-        return torch.bmm(self.linear_map.mT.expand(len(grad), -1, -1), grad)
+        exponents = centred.mul_(self.rate * LOG2_E)
+        return exponents, exponents.clamp(-self.limit, self.limit).exp2_().sub_(1)
 
     def through_kernel(self, grad: Tensor, values: Tensor) -> Tensor:
         """The gradient before the kernel: times `k * rate`, with the clamped k."""
         if self.rate is None:
             return grad
-        return grad * torch.addcmul(self.rate, values, self.rate)
+        return grad.mul_(torch.addcmul(self.rate, values, self.rate))
 
     def against_rate(self, grad: Tensor, exponents: Tensor) -> Tensor:
         """Gradient of the rate, given that of the outputs: clamped values do not depend on it."""
         assert self.rate is not None
         inside = exponents - F.hardshrink(exponents, self.limit)
-        return torch.dot(grad.flatten(), inside.flatten()) / self.rate.square()
+        return inside.mul_(grad).sum() / (LOG2_E * self.rate.square())
 
 
-def _outer(grad_NOP: Tensor, values_NCP: Tensor) -> Tensor:
-    """Sum over samples and positions of the products of all pairs of channels, shape (O, C)."""
-    if values_NCP.shape[2] >= values_NCP.shape[1]:
-        return torch.bmm(grad_NOP, values_NCP.mT).sum(0)
-    # One matrix per sample would be larger than the chunk.
-    return torch.einsum("nop,ncp->oc", grad_NOP, values_NCP)
+_Part = tuple[slice, slice, slice]
 
 
-def _chunks(output: Tensor) -> Iterator[slice]:
-    """Slices of samples."""
+def _as_matrices(output: Tensor, other: Tensor) -> tuple[Tensor, Tensor]:
+    """Two outputs (N, C, ...) as views (B, C, P), alike: B samples of P positions.
+
+    Where both keep the channels of a pixel together, all pixels are positions of one sample.
+    """
+    formats = {_memory_format(output), _memory_format(other)}
+    if formats == {torch.channels_last}:
+        return _pixels(output), _pixels(other)
+    return output.flatten(2), other.flatten(2)
+
+
+def _pixels(output: Tensor) -> Tensor:
+    """(N, C, H, W) to (1, C, N H W)."""
+    return output.movedim(1, -1).flatten(0, -2).mT.unsqueeze(0)
+
+
+def _memory_format(output: Tensor) -> torch.memory_format:
+    is_last = output.dim() == 4 and output.is_contiguous(memory_format=torch.channels_last)
+    return torch.channels_last if is_last else torch.contiguous_format
+
+
+def _chunks(output: Tensor) -> Iterator[_Part]:
+    """Parts of an output (B, C, P): of its samples, or of the positions of the only one."""
+    num_samples, num_channels, num_positions = output.shape
     size = CHUNK_ELEMENTS.get(output.device.type, CHUNK_ELEMENTS["other"])
-    step = max(1, size // max(1, output[0].numel()))
-    for start in range(0, len(output), step):
-        yield slice(start, start + step)
+    everything = slice(None)
+    if num_samples == 1:
+        step = max(1, size // max(1, num_channels))
+        for start in range(0, num_positions, step):
+            yield everything, everything, slice(start, start + step)
+        return
+    step = max(1, size // max(1, num_channels * num_positions))
+    for start in range(0, num_samples, step):
+        yield slice(start, start + step), everything, everything
 
 
-def _by_channel(values: Tensor) -> Tensor:
-    """(C) to (C, 1)."""
-    return values.unsqueeze(1)
+def _sum_type(device: torch.device) -> torch.dtype:
+    """The type in which the sums of chunks are added up."""
+    return torch.float32 if device.type == "mps" else torch.float64
 
 
-def _over_samples(output: Tensor) -> list[int]:
-    return [0, *range(2, output.dim())]
+def _channel_sums(values: Tensor) -> Tensor:
+    """(B, C, P) to (C, 1)."""
+    return values.sum((0, 2)).unsqueeze(1)
+
+
+def _outer(left_BCP: Tensor, right_BDP: Tensor) -> Tensor:
+    """Sum over samples and positions of the products of all pairs of channels, shape (C, D)."""
+    if left_BCP.shape[0] == 1 or left_BCP.shape[2] >= left_BCP.shape[1]:
+        return torch.bmm(left_BCP, right_BDP.mT).sum(0)
+    # One matrix per sample would be larger than the chunk.
+    return torch.einsum("bcp,bdp->cd", left_BCP, right_BDP)
+
+
+def _affine(offset: Tensor, *terms: tuple[Tensor, Tensor]) -> Tensor:
+    """`offset + sum matrix values` of values (B, C, P), the matrices (C, C), the offset (C, 1)."""
+    (first, values), *others = terms
+    if _is_transposed(values):
+        total = torch.addmm(offset.mT, values[0].mT, first.mT)
+        for matrix, values in others:
+            total.addmm_(values[0].mT, matrix.mT)
+        return total.mT.unsqueeze(0)
+    total = torch.baddbmm(offset, first.expand(len(values), -1, -1), values)
+    for matrix, values in others:
+        total.baddbmm_(matrix.expand(len(values), -1, -1), values)
+    return total
+
+
+def _is_transposed(values: Tensor) -> bool:
+    """Whether values (1, C, P) lie in memory as (P, C)."""
+    return values.shape[0] == 1 and values.stride(1) == 1
