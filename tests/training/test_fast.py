@@ -276,6 +276,30 @@ def test_a_compiled_step_computes_the_same(monkeypatch):
     assert not any(module._forward_hooks for module in task.modules())
 
 
+@pytest.mark.parametrize("method", ["adder", "pkkd"])
+def test_channels_last_steps_differ_by_rounding_only(tmp_path, method):
+    seen = []
+
+    class Look(lightning.Callback):
+        def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+            if batch_idx == 0:
+                layer = pl_module.plain_model.get_submodule("conv2")
+                layer.register_forward_hook(
+                    lambda _, args, output: seen.append(
+                        output.is_contiguous(memory_format=torch.channels_last)
+                    )
+                )
+
+    fit(
+        recipe(method, **{"trainer.channels_last": True}),
+        output=tmp_path / "look",
+        callbacks=[Look()],
+    )
+    assert seen
+    assert all(seen)
+    assert_rounding_only(tmp_path, method, **{"trainer.channels_last": True})
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize("method", ["adder", "pkkd"])
@@ -391,7 +415,14 @@ def test_runs_may_go_on_with_another_compiler_and_cache(tmp_path):
         line
         for line in text.splitlines()
         if line.split(":")[0].strip()
-        not in ("device_cache", "eval_batch_size", "check_val_every", "compile", "cuda_graph")
+        not in (
+            "device_cache",
+            "eval_batch_size",
+            "check_val_every",
+            "compile",
+            "channels_last",
+            "cuda_graph",
+        )
     ]
     config.write_text("\n".join(old) + "\n")
     with pytest.raises(RuntimeError, match="stopped"):
