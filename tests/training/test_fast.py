@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import torchadder
-from short_runs import assert_rounding_only, batch, distillation, recipe, weights
+from short_runs import assert_rounding_only, batch, distance, distillation, recipe, weights
 from torchadder.tasks import Classification
 from torchadder.training import NonFiniteError, RecipeError, fit, resume
 from torchadder.training.checkpoint_io import read_state
@@ -277,7 +277,9 @@ def test_a_compiled_step_computes_the_same(monkeypatch):
 
 
 @pytest.mark.parametrize("method", ["adder", "pkkd"])
-def test_channels_last_steps_differ_by_rounding_only(tmp_path, method):
+def test_channels_last_computes_the_same(tmp_path, method):
+    # In float64, since torch's batch norm sums less carefully in this layout: 1e-5 in float32.
+    double = {"trainer.precision": "64-true"}
     seen = []
 
     class Look(lightning.Callback):
@@ -290,14 +292,15 @@ def test_channels_last_steps_differ_by_rounding_only(tmp_path, method):
                     )
                 )
 
-    fit(
-        recipe(method, **{"trainer.channels_last": True}),
-        output=tmp_path / "look",
+    want = fit(recipe(method, **double), output=tmp_path / "plain")
+    got = fit(
+        recipe(method, **double, **{"trainer.channels_last": True}),
+        output=tmp_path / "last",
         callbacks=[Look()],
     )
     assert seen
     assert all(seen)
-    assert_rounding_only(tmp_path, method, **{"trainer.channels_last": True})
+    assert distance(weights(got.folder), weights(want.folder)) < 1e-9
 
 
 @pytest.mark.slow

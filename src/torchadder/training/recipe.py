@@ -263,7 +263,8 @@ class TrainerConfig:
             torch.compile. Same results up to rounding.
         channels_last: Keep the channels of a pixel next to each other in memory: the form in which
             the kernels of adder layers compute and in which convolutions and batch norms are
-            fastest on most machines. Same results up to rounding.
+            fastest on most machines. Same results up to rounding, which is coarser on a CPU: torch
+            sums batch norm's statistics with less care in this form.
         cuda_graph: On a CUDA device, record the training step once and replay it, which frees the
             host from launching its kernels one by one; no effect elsewhere.
     """
