@@ -1,0 +1,33 @@
+"""Why adder nets need care: the variance of their outputs, in theory and in a net.
+
+* `adder_output_moments`, `conv_output_moments`, `adder_filter_moments`: mean and variance of a
+  layer's output from the distributions of inputs and weights (`Normal`, `Laplace`, `Rectified`).
+* `linear_response_variance`, `gaussian_adder_variance`: the same where inputs are correlated.
+
+Derivations, and what they leave out, are in docs/stability.md. Runs and their folders are unknown
+here: `trainer.record_stability` of a recipe records, `torchadder diagnose --stability` reports.
+"""
+
+from torchadder.stability.correlation import gaussian_adder_variance as gaussian_adder_variance
+from torchadder.stability.correlation import linear_response_variance as linear_response_variance
+from torchadder.stability.distributions import Laplace as Laplace
+from torchadder.stability.distributions import Normal as Normal
+from torchadder.stability.distributions import Rectified as Rectified
+from torchadder.stability.moments import OutputMoments as OutputMoments
+from torchadder.stability.moments import adder_filter_moments as adder_filter_moments
+from torchadder.stability.moments import adder_output_moments as adder_output_moments
+from torchadder.stability.moments import conv_output_moments as conv_output_moments
+from torchadder.stability.moments import mean_distance as mean_distance
+
+__all__ = [
+    "Laplace",
+    "Normal",
+    "OutputMoments",
+    "Rectified",
+    "adder_filter_moments",
+    "adder_output_moments",
+    "conv_output_moments",
+    "gaussian_adder_variance",
+    "linear_response_variance",
+    "mean_distance",
+]
