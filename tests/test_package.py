@@ -17,9 +17,9 @@ LAYERS = (
     ("ops",),
     ("functional",),
     ("nn",),
-    ("optim", "convert", "atomic", "lp", "slac"),
-    ("models", "energy", "data", "checkpoint", "provenance"),
-    ("distill",),
+    ("optim", "convert", "atomic", "lp", "slac", "awn"),
+    ("models", "energy", "data", "checkpoint", "provenance", "stability"),
+    ("distill", "robustness"),
     ("tasks", "bench"),
     ("training", "report"),
     ("recipes",),
@@ -28,8 +28,10 @@ LAYERS = (
     ("__main__",),
 )
 LEVEL = {part: level for level, parts in enumerate(LAYERS) for part in parts}
-# Siblings of one layer that may use each other: training writes the report of its run.
+# Siblings of one layer that may use each other: training writes the report of its run, a conversion
+# may normalise the weights of the new layers.
 SIBLINGS = {
+    ("convert", "awn"),
     ("checkpoint", "models"),
     ("training", "report"),
 }

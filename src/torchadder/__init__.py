@@ -18,6 +18,7 @@ from torchadder import nn as nn
 from torchadder import ops as ops
 
 if TYPE_CHECKING:
+    from torchadder import awn as awn
     from torchadder import checkpoint as checkpoint
     from torchadder import data as data
     from torchadder import distill as distill
@@ -26,7 +27,9 @@ if TYPE_CHECKING:
     from torchadder import models as models
     from torchadder import optim as optim
     from torchadder import report as report
+    from torchadder import robustness as robustness
     from torchadder import slac as slac
+    from torchadder import stability as stability
     from torchadder import tasks as tasks
     from torchadder import training as training
     from torchadder.checkpoint import load as load
@@ -37,6 +40,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _MODULES = (
+    "awn",
     "checkpoint",
     "data",
     "distill",
@@ -45,7 +49,9 @@ _MODULES = (
     "models",
     "optim",
     "report",
+    "robustness",
     "slac",
+    "stability",
     "tasks",
     "training",
 )
@@ -59,6 +65,7 @@ _NAMES = {
 __all__ = [
     "AdderConfig",
     "__version__",
+    "awn",
     "checkpoint",
     "convert_",
     "data",
@@ -72,8 +79,10 @@ __all__ = [
     "ops",
     "optim",
     "report",
+    "robustness",
     "save",
     "slac",
+    "stability",
     "tasks",
     "training",
 ]

@@ -22,7 +22,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as serialize
 from torch import Tensor, nn
 
-from torchadder import models
+from torchadder import awn, models
 from torchadder.atomic import write_atomically
 from torchadder.models.published import difference
 from torchadder.nn import AdderModule
@@ -72,7 +72,9 @@ def save(
     Args:
         model: any module. If it comes from `torchadder.models` and still has the layers its config
             says, the config is stored and `load` rebuilds it; the weights of any other model, or
-            of one that was converted or changed since, come back through `load_into`.
+            of one that was converted or changed since, come back through `load_into`. Normalised
+            weights (`torchadder.awn`) are stored as the plain ones that `torchadder.awn.bake_`
+            would leave; the model stays as it is.
         path: a file name ending in ".safetensors", or a folder, for `model.safetensors` in it.
             Missing folders are made.
         metadata: JSON values to keep with the weights, such as class names.
@@ -83,6 +85,7 @@ def save(
     Raises:
         CheckpointError: if the path has another suffix, a tensor or the metadata cannot be stored,
             or writing fails.
+        ValueError: if a weight has a further parametrization beside its normalisation.
     """
     path = _file_of(Path(path))
     model = _uncompiled(model)
@@ -208,7 +211,7 @@ def _storable(model: nn.Module) -> tuple[dict[str, Tensor], dict[str, str]]:
     tensors: dict[str, Tensor] = {}
     aliases: dict[str, str] = {}
     first_name: dict[tuple[Any, ...], str] = {}
-    for name, value in model.state_dict().items():
+    for name, value in awn.baked_state_dict(model).items():
         # state_dict detaches, so parameters and buffers with values arrive as plain tensors.
         if type(value) is not Tensor:
             raise CheckpointError(f"{name} is a {type(value).__name__}, only tensors can be stored")
@@ -238,7 +241,7 @@ def _operators(model: nn.Module) -> dict[str, dict[str, Any]]:
     operators = {}
     for name, module in model.named_modules():
         if isinstance(module, AdderModule | nn.modules.conv._ConvNd | nn.Linear):
-            described: dict[str, Any] = {"type": type(module).__name__}
+            described: dict[str, Any] = {"type": _kind(module).__name__}
             for attribute in (
                 "stride",
                 "padding",
@@ -281,19 +284,32 @@ def _config_of(model: nn.Module) -> dict[str, Any] | None:
         # Built from a layer class that a file must not name, or edited: weights only.
         return None
     same = _operators(rebuilt) == _operators(model) and _kinds(rebuilt) == _kinds(model)
-    return config if same and not difference(model.state_dict(), rebuilt.state_dict()) else None
+    state = awn.baked_state_dict(model)
+    return config if same and not difference(state, rebuilt.state_dict()) else None
 
 
 def _kinds(model: nn.Module) -> dict[str, type[nn.Module]]:
     """Return the class of every module; batch norms that compute alike count as one class.
 
-    Data-parallel training replaces them by ones that synchronise, with the same state.
+    Data-parallel training replaces them by ones that synchronise, with the same state. What
+    normalises a weight is left out: it is not stored.
     """
     norm = nn.modules.batchnorm._BatchNorm
-    return {
-        name: norm if isinstance(module, norm) else type(module)
+    kinds = {
+        name: norm if isinstance(module, norm) else _kind(module)
         for name, module in model.named_modules()
     }
+    for layer in awn.normalised_layers(model):
+        inside = f"{layer}.parametrizations".lstrip(".")
+        kinds = {name: kind for name, kind in kinds.items() if not name.startswith(inside)}
+    return kinds
+
+
+def _kind(module: nn.Module) -> type[nn.Module]:
+    """Return the class of a module, that of the plain layer if its weight is normalised."""
+    if awn.weight_norm(module) is None:
+        return type(module)
+    return nn.utils.parametrize.type_before_parametrizations(module)
 
 
 def _find(path_or_hub_id: str | os.PathLike[str], revision: str | None) -> Path:
@@ -378,6 +394,12 @@ def _check_fit(
     same_operators: bool,
 ) -> None:
     """Raise CheckpointError unless the checkpoint belongs to the architecture of `model`."""
+    normalised = list(awn.normalised_layers(model))
+    if normalised:
+        raise CheckpointError(
+            f"{path}: the weights of {normalised[0]} are normalised, and checkpoints hold plain "
+            "ones; load them before torchadder.awn.apply_, or use load_state_dict"
+        )
     wanted = {
         name: value for name, value in model.state_dict().items() if isinstance(value, Tensor)
     }

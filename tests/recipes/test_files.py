@@ -33,7 +33,7 @@ SOURCES = {
     "tinyimagenet": "zh-plus/tiny-imagenet",
 }
 NUM_CLASSES = {"mnist": 10, "cifar10": 10, "cifar100": 100, "imagenet": 1000, "tinyimagenet": 200}
-SUPERVISED = ("conv", "adder", "slac", "lp")
+SUPERVISED = ("conv", "adder", "slac", "lp", "awn")
 
 load = functools.cache(recipes.load)
 ROWS = [row for table in TABLES.values() for row in table.rows]

@@ -14,8 +14,10 @@ from collections.abc import Callable
 
 from torch import nn
 
+from torchadder.awn.config import AwnConfig
+from torchadder.awn.layers import check_layers, normalise, weight_norm
 from torchadder.convert.config import AdderConfig
-from torchadder.convert.layers import find_layers, is_layer
+from torchadder.convert.layers import Layer, find_layers, is_layer
 from torchadder.convert.norms import NormsBehind, is_norm
 from torchadder.convert.planning import plan
 from torchadder.convert.report import ConversionReport, LayerReport
@@ -39,9 +41,10 @@ def convert_(
     ends with ``nn.Linear``, that is the last one, and of the convolutions only the first is kept.
 
     The new layers hold the very parameters of the old ones (re-initialised in place unless
-    ``config.init`` is "keep"), so optimizers, weight sharing, device, dtype, ``requires_grad`` and
-    state-dict names hold on. Hooks and their handles, the training flag, own attributes and buffers
-    move along; a module registered under several names stays one module.
+    ``config.init`` is "keep"), so optimizers, weight sharing, device, dtype, ``requires_grad`` and,
+    without ``config.weight_norm``, state-dict names hold on. Hooks and their handles, the training
+    flag, own attributes and buffers move along; a module registered under several names stays one
+    module.
 
     Left alone, with the reason in the report: subclasses that define more than ``__init__`` (their
     forward is their own), lazy layers, kinds without a twin (``nn.Conv3d``), layers whose weights
@@ -58,7 +61,8 @@ def convert_(
 
     Raises:
         ValueError: the model itself is a layer to be replaced; a layer to be converted is
-            parametrized or pruned; a name in ``keep`` matches no layer.
+            parametrized or pruned; a name in ``keep`` matches no layer; weights that
+            ``config.weight_norm`` is to normalise cannot be.
         TypeError: an argument is of another type.
 
     Warns:
@@ -111,12 +115,15 @@ def convert_(
             layer.action,
             aliases=tuple(layer.aliases),
             **(norms.of(layer) if layer.action in ("converted", "already adder") else {}),
+            weight_norm=_describe_norm(layer, config),
         )
         for layer in layers
     ]
     report = ConversionReport(tuple(rows), order_source, trace_error)
 
     chosen = [layer for layer in layers if layer.action == "converted"]
+    if isinstance(config.weight_norm, AwnConfig):
+        check_layers(model, {layer.name: layer.module for layer in chosen}, config.weight_norm)
     twins = [build_twin(layer.module, config) for layer in chosen]
     for layer, twin in zip(chosen, twins, strict=True):
         move_state(layer.module, twin)
@@ -124,6 +131,8 @@ def convert_(
             setattr(parent, attribute, twin)
     if config.init == "normal":
         reset_parameters(twins)
+    if isinstance(config.weight_norm, AwnConfig):
+        normalise(twins, config.weight_norm)
     if report.missing_norm:
         warnings.warn(
             "adder layers without a normalisation behind them, whose outputs are never positive: "
@@ -131,3 +140,13 @@ def convert_(
             stacklevel=2,
         )
     return report
+
+
+def _describe_norm(layer: Layer, config: AdderConfig) -> str | None:
+    """How the weight of a layer is normalised after the conversion, None if it is not."""
+    norm = weight_norm(layer.module)
+    chosen = config.weight_norm if norm is None else norm.config
+    if norm is None and (layer.action != "converted" or not isinstance(chosen, AwnConfig)):
+        return None
+    assert isinstance(chosen, AwnConfig)
+    return f"axis {chosen.axis}, scale {chosen.scale}"

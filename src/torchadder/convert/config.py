@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Collection
 from dataclasses import dataclass
 
+from torchadder.awn.config import AwnConfig, resolve
 from torchadder.ops.geometry import check_rule
 
 _INITS = ("normal", "keep")
@@ -24,16 +25,21 @@ class AdderConfig:
         init: "normal" draws the weights from N(0, 1) and zeroes the biases, as AdderNet does;
             "keep" leaves the values of both.
         linear: whether ``nn.Linear`` is converted, too.
+        weight_norm: "adaptive" normalises the weights of the new layers with a learned scale, an
+            :class:`torchadder.awn.AwnConfig` says how, None leaves them plain. "adaptive" becomes
+            ``AwnConfig()``.
 
     Raises:
-        ValueError: an unknown ``grad`` or ``init``, an empty name in ``keep``.
-        TypeError: ``keep`` is no collection of strings, ``linear`` no bool.
+        ValueError: an unknown ``grad``, ``init`` or ``weight_norm``, an empty name in ``keep``.
+        TypeError: ``keep`` is no collection of strings, ``linear`` no bool, ``weight_norm`` neither
+            a name nor an AwnConfig.
     """
 
     keep: Collection[str] = ("first", "last")
     grad: str = "clip"
     init: str = "normal"
     linear: bool = False
+    weight_norm: str | AwnConfig | None = None
 
     def __post_init__(self) -> None:
         if isinstance(self.keep, str) or not isinstance(self.keep, Collection):
@@ -49,3 +55,7 @@ class AdderConfig:
             raise ValueError(f"init must be one of {', '.join(_INITS)}, got {self.init!r}")
         if not isinstance(self.linear, bool):
             raise TypeError(f"linear must be a bool, got {self.linear!r}")
+        try:
+            object.__setattr__(self, "weight_norm", resolve(self.weight_norm))
+        except (TypeError, ValueError) as error:
+            raise type(error)(f"weight_norm: {error}") from error

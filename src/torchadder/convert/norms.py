@@ -65,7 +65,12 @@ class NormsBehind:
     """Finds the normalisation behind a layer, in the graph or else by order of registration."""
 
     def __init__(self, model: nn.Module, graph: fx.Graph | None) -> None:
-        self._modules = dict(model.named_modules())
+        # What computes a weight stands in front of no other layer.
+        self._modules = {
+            name: module
+            for name, module in model.named_modules()
+            if "parametrizations" not in name.split(".")
+        }
         self._leaves = [n for n, m in self._modules.items() if is_layer(m) or self._is_leaf(m)]
         self._nodes = [] if graph is None else list(graph.nodes)
         self._position = {node: index for index, node in enumerate(self._nodes)}

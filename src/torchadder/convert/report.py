@@ -23,6 +23,7 @@ class LayerReport:
         found_by: how ``norm`` was looked for: "trace" (the graph of the model's forward) or
             "order" (the next module registered); None where it was not looked for.
         aliases: further names of the same module.
+        weight_norm: how its weight is normalised (:mod:`torchadder.awn`), None if it is not.
     """
 
     name: str
@@ -33,6 +34,7 @@ class LayerReport:
     norm_kind: str | None = None
     found_by: str | None = None
     aliases: tuple[str, ...] = ()
+    weight_norm: str | None = None
 
 
 @dataclass(frozen=True)
@@ -74,7 +76,7 @@ class ConversionReport:
         ]
 
     def __str__(self) -> str:
-        rows = [("layer", "kind", "weight", "action", "norm behind")]
+        rows: list[tuple[str, ...]] = [("layer", "kind", "weight", "action", "norm behind")]
         for layer in self.layers:
             norm = "-" if layer.found_by is None else layer.norm or "MISSING"
             if layer.norm_kind is not None:
@@ -83,6 +85,9 @@ class ConversionReport:
                 norm += " by order"
             shape = "x".join(str(size) for size in layer.shape) or "-"
             rows.append((layer.name or "(model)", layer.kind, shape, layer.action, norm))
+        if any(layer.weight_norm for layer in self.layers):
+            column = ["weight norm", *(layer.weight_norm or "-" for layer in self.layers)]
+            rows = [(*row, cell) for row, cell in zip(rows, column, strict=True)]
         widths = [max(len(cell) for cell in column) for column in zip(*rows, strict=True)]
         lines = ["  ".join(c.ljust(w) for c, w in zip(r, widths, strict=True)) for r in rows]
         lines.insert(1, "  ".join("-" * width for width in widths))

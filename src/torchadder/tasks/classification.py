@@ -15,6 +15,7 @@ from torch.optim.lr_scheduler import LambdaLR
 from torchmetrics import Metric, MetricCollection
 from torchmetrics.classification import MulticlassAccuracy
 
+from torchadder import awn
 from torchadder.nn import AdderModule
 from torchadder.optim import AdaptiveLR
 from torchadder.tasks.totals import EpochTotals
@@ -43,7 +44,8 @@ class Classification(lightning.LightningModule):
         num_classes: Number of classes.
         lr: Learning rate at the start.
         momentum: Momentum.
-        weight_decay: L2 penalty on all parameters of the model, adder weights included.
+        weight_decay: L2 penalty on all parameters of the model, adder weights included; scales of
+            normalised weights (`torchadder.awn`) as their configuration says.
         nesterov: Nesterov's form of momentum.
         eta: AdderNet's eta for the gradients of adder layers; None leaves them as they are.
         schedule: "cosine" or "constant".
@@ -196,7 +198,7 @@ class Classification(lightning.LightningModule):
     def configure_optimizers(self) -> dict[str, Any]:
         """SGD with AdaptiveLR, and the schedule, stepped after each optimizer step."""
         optimizer = torch.optim.SGD(
-            self.parameter_groups(),
+            awn.parameter_groups(self, self.parameter_groups()),
             lr=self.lr,
             momentum=self.momentum,
             weight_decay=self.weight_decay,

@@ -8,11 +8,13 @@ from typing import Any
 import torch
 from torch import nn
 
-from torchadder import models
+from torchadder import awn, models
+from torchadder.awn.config import resolve
 from torchadder.checkpoint import load_into
 from torchadder.data import ImageData
 from torchadder.distill import Distiller, find_method, options_of, share_initial_values
 from torchadder.lp import set_exponent_
+from torchadder.nn import AdderModule
 from torchadder.tasks import Classification, Distillation, Ramp, SlacClassification
 from torchadder.training.recipe import (
     ModelConfig,
@@ -48,6 +50,8 @@ def build_task(recipe: Recipe, data: ImageData) -> Classification:
         "interval": recipe.schedule.interval,
         "min_lr": recipe.schedule.min_lr,
     }
+    if recipe.method == "supervised":
+        normalise_weights(recipe.model, student)
     if recipe.model.head == "slac":
         return SlacClassification(student, **options, **dataclasses.asdict(recipe.slac))
     if recipe.method == "supervised":
@@ -73,6 +77,9 @@ def _check_exponent(recipe: Recipe, model: nn.Module) -> None:
 def build_distiller(recipe: Recipe, data: ImageData, student: nn.Module) -> Distiller:
     """The loss of a recipe whose method is not "supervised", with its teacher.
 
+    The weights of the student are normalised here, if they are to be: after it has taken over
+    initial values, and before a method copies it.
+
     Raises:
         RecipeError: If the teacher cannot be built, or the method cannot be used on these nets.
         CheckpointError: If the teacher's weights cannot be used.
@@ -87,15 +94,38 @@ def build_distiller(recipe: Recipe, data: ImageData, student: nn.Module) -> Dist
             name=config.teacher_model or recipe.model.name,
             kwargs=recipe.model.kwargs if config.teacher_kwargs is None else config.teacher_kwargs,
             conv=config.teacher_conv,
+            weight_norm=None,
             checkpoint=config.teacher_checkpoint,
         )
         teacher = build_model(of_teacher, data, "distill.teacher")
     try:
         if teacher is not None and config.shared_init:
             share_initial_values(student, teacher)
+        normalise_weights(recipe.model, student)
         return method(student, teacher, **options)
     except ValueError as error:
         raise RecipeError(f"method {recipe.method}: {error}") from error
+
+
+def normalise_weights(config: ModelConfig, model: nn.Module) -> None:
+    """Normalise the weights of the inner layers of a net, adder layers or not, as its recipe says.
+
+    In a CNN these are the layers that are adder layers in the adder net of its name, so that the
+    two can be compared.
+
+    Raises:
+        RecipeError: If they cannot be normalised.
+    """
+    awn_config = resolve(config.weight_norm)
+    if awn_config is None:
+        return
+    with torch.random.fork_rng(devices=[]), torch.device("meta"):
+        twin = models.build(config.name, **{**config.kwargs, "conv": "adder"})
+    inner = {name for name, layer in twin.named_modules() if isinstance(layer, AdderModule)}
+    try:
+        awn.apply_(model, awn_config, lambda layer, name: name in inner)
+    except ValueError as error:
+        raise RecipeError(f"model.weight_norm = {config.weight_norm!r}: {error}") from error
 
 
 def build_model(config: ModelConfig, data: ImageData, key: str) -> nn.Module:

@@ -57,7 +57,8 @@ def first_non_finite(
 
     task.zero_grad(set_to_none=True)
     for name, module in task.named_modules():
-        if next(module.children(), None) is None:
+        # A parametrized layer is watched as a whole, beside what computes its weight.
+        if all(child == "parametrizations" for child, _ in module.named_children()):
             handles.append(module.register_forward_hook(watch_output(name)))
     for name, parameter in task.named_parameters():
         if parameter.requires_grad:

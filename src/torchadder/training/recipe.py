@@ -86,6 +86,9 @@ class ModelConfig:
         conv: Kind of its inner layers: "adder", "conv", or a mapping with arguments of the layer,
             such as {type: adder, grad: sign}.
         kwargs: Further arguments of the model's constructor.
+        weight_norm: "adaptive" normalises the weights of the inner layers with a learned scale, a
+            mapping says how (attributes of `torchadder.awn.AwnConfig`, such as {axis: layer}); null
+            leaves them plain. Checkpoints for inference hold the plain net.
         head: "slac" replaces the classifier by that of section `slac`; null keeps the model's own.
         checkpoint: Weights to start from (a .safetensors file of the same model); null: fresh ones.
     """
@@ -93,6 +96,7 @@ class ModelConfig:
     name: str = "lenet5_bn"
     conv: str | dict[str, Any] = "adder"
     kwargs: dict[str, Any] = field(default_factory=dict)
+    weight_norm: str | dict[str, Any] | None = None
     head: Literal["slac"] | None = None
     checkpoint: str | None = None
 
@@ -267,6 +271,9 @@ class TrainerConfig:
             sums batch norm's statistics with less care in this form.
         cuda_graph: On a CUDA device, record the training step once and replay it, which frees the
             host from launching its kernels one by one; no effect elsewhere.
+        record_stability: Steps from one row of `stability.csv` to the next: variances of weights
+            and outputs, movement of batch norm's statistics and gradient norms of every layer; null
+            or 0: none. No effect on what is trained.
     """
 
     accelerator: str = "auto"
@@ -287,6 +294,7 @@ class TrainerConfig:
     ) = False
     channels_last: bool = False
     cuda_graph: bool = False
+    record_stability: int | None = None
 
 
 @dataclass
@@ -412,9 +420,16 @@ class Recipe:
             "at least 1, or auto",
         )
         _require(trainer.timeout > 0, "trainer.timeout", trainer.timeout, "a positive number")
+        _require(
+            trainer.record_stability is None or trainer.record_stability >= 0,
+            "trainer.record_stability",
+            trainer.record_stability,
+            "at least 0, or null",
+        )
         self.distill = _complete(self.method, self.distill)
         self._check_distill()
         self._check_lp_and_slac()
+        self._check_weight_norm()
 
     def _check_lp_and_slac(self) -> None:
         lp, slac = self.lp, self.slac
@@ -437,6 +452,21 @@ class Recipe:
             "model.head",
             self.model.head,
             f"null, because method is {self.method}: the loss of the head is that of labels alone",
+        )
+
+    def _check_weight_norm(self) -> None:
+        from torchadder.awn.config import resolve
+
+        spec = self.model.weight_norm
+        try:
+            resolve(spec)
+        except (ValueError, TypeError) as error:
+            raise RecipeError(f"model.weight_norm = {spec!r}: {error}") from error
+        _require(
+            spec is None or self.lp.schedule == "none",
+            "model.weight_norm",
+            spec,
+            f"null, because lp.schedule is {self.lp.schedule}: its layers change their class",
         )
 
     def _check_distill(self) -> None:
