@@ -14,7 +14,7 @@ CAPABILITIES = ["avx512", "avx2", "portable"]  # the best first
 
 
 @pytest.fixture(scope="module")
-def program(tmp_path_factory):
+def programs(tmp_path_factory):
     folder = tmp_path_factory.mktemp("sanitized")
     for tool in ("cmake", "c++"):
         assert shutil.which(tool), f"{tool} is needed: pip install .[dev] brings cmake"
@@ -26,19 +26,20 @@ def program(tmp_path_factory):
         result = subprocess.run(["cmake", *command], capture_output=True, text=True)
         assert result.returncode == 0, result.stdout[-2000:] + result.stderr[-2000:]
         assert "warning:" not in result.stdout + result.stderr
-    return folder / "check_kernels"
+    return folder
 
 
 @pytest.mark.parametrize("capability", CAPABILITIES)
-def test_random_problems(program, capability):
+@pytest.mark.parametrize(("program", "problems"), [("check_kernels", 60), ("check_sad", 200)])
+def test_random_problems(programs, program, problems, capability):
     result = subprocess.run(
-        [program, "60", "7"],
+        [programs / program, str(problems), "7"],
         env={**os.environ, "TORCHADDER_CPU_CAPABILITY": capability, "OMP_NUM_THREADS": "2"},
         capture_output=True,
         text=True,
     )
     assert result.returncode == 0, result.stdout[-2000:] + result.stderr[-4000:]
-    assert "60 problems checked" in result.stdout
+    assert f"{problems} problems checked" in result.stdout
     used = result.stdout.partition(":")[0]
     assert CAPABILITIES.index(used) >= CAPABILITIES.index(capability)
     if used != capability:

@@ -1,0 +1,335 @@
+// y = -sum |x - w| of bytes, as int32 or requantised. V is a vector type of simd_*.h. Everything here
+// is local to the translation unit that includes it, which is compiled for one instruction set.
+//
+// A tile of V::kPixels pixels and V::kBlocks blocks of eight filters is summed in registers; what one
+// pixel contributes to eight filters is one or two instructions and one or two additions a step.
+#pragma once
+
+#include <algorithm>
+#include <cstdint>
+#include <cstdlib>
+#include <cstring>
+#include <memory>
+
+#include "sad/plan.h"
+
+namespace {
+
+using torchadder::sad::ceil_div;
+using torchadder::sad::kBlock;
+using torchadder::sad::kStepBytes;
+using torchadder::sad::Plan;
+using torchadder::sad::Run;
+
+struct Free {
+  void operator()(uint8_t* memory) const { std::free(memory); }
+};
+using Bytes = std::unique_ptr<uint8_t, Free>;
+
+inline Bytes allocate(int64_t bytes) {
+  return Bytes(static_cast<uint8_t*>(std::aligned_alloc(64, ceil_div(bytes, 64) * 64)));
+}
+
+inline uint64_t load_step(const uint8_t* from) {
+  uint64_t bytes;
+  std::memcpy(&bytes, from, sizeof bytes);
+  return bytes;
+}
+
+// The first `count` bytes of a step, 1 .. 7, on machines of either order.
+inline uint64_t tail_mask(int count) {
+  uint8_t mask[8] = {};
+  std::memset(mask, 0xFF, static_cast<size_t>(count));
+  return load_step(mask);
+}
+
+// Sums of one tile: total[pixel * pitch + filter] for windows that begin at base[pixel].
+template <class V, int kPixels, int kBlocks>
+void sum_tile(const Plan& plan, const uint8_t* const* base, const uint8_t* filters,
+              int32_t* total, int64_t pitch) {
+  typename V::Sums sums[kPixels][kBlocks];
+  auto clear = [&] {
+    for (int p = 0; p < kPixels; p++)
+      for (int b = 0; b < kBlocks; b++) sums[p][b] = V::zero();
+  };
+  auto flush = [&] {
+    for (int p = 0; p < kPixels; p++)
+      for (int b = 0; b < kBlocks; b++) V::accumulate(sums[p][b], total + p * pitch + b * kBlock);
+  };
+  auto step = [&](int64_t offset, uint64_t mask) {
+    typename V::Filters w[kBlocks];
+    for (int b = 0; b < kBlocks; b++) w[b] = V::load(filters + b * kBlock * kStepBytes);
+    for (int p = 0; p < kPixels; p++) {
+      const typename V::Pixel x = V::broadcast(load_step(base[p] + offset) & mask);
+      for (int b = 0; b < kBlocks; b++) sums[p][b] = V::add(sums[p][b], x, w[b]);
+    }
+    filters += plan.num_blocks * kBlock * kStepBytes;
+  };
+  for (int p = 0; p < kPixels; p++)
+    std::memset(total + p * pitch, 0, sizeof(int32_t) * kBlocks * kBlock);
+  clear();
+  int64_t left = V::kMaxSteps;
+  for (const Run& run : plan.runs) {
+    int64_t offset = run.offset;
+    for (int64_t done = 0; done < run.full_steps;) {
+      const int64_t end = std::min(run.full_steps, done + left);
+      left -= end - done;
+      for (; done < end; done++, offset += kStepBytes) step(offset, ~uint64_t{0});
+      if (left == 0) {
+        flush();
+        clear();
+        left = V::kMaxSteps;
+      }
+    }
+    if (run.tail_bytes > 0) {
+      step(offset, tail_mask(run.tail_bytes));
+      if (--left == 0) {
+        flush();
+        clear();
+        left = V::kMaxSteps;
+      }
+    }
+  }
+  flush();
+}
+
+template <class V>
+using Tile = void (*)(const Plan&, const uint8_t* const*, const uint8_t*, int32_t*, int64_t);
+
+// The tile of `pixels` pixels, 1 .. kPixels, and kBlocks blocks.
+template <class V, int kBlocks, int kPixels = V::kPixels>
+Tile<V> choose_pixels(int pixels) {
+  if constexpr (kPixels == 1) {
+    return sum_tile<V, 1, kBlocks>;
+  } else {
+    return pixels == kPixels ? sum_tile<V, kPixels, kBlocks>
+                             : choose_pixels<V, kBlocks, kPixels - 1>(pixels);
+  }
+}
+
+template <class V, int kBlocks = V::kBlocks>
+Tile<V> choose_tile(int pixels, int blocks) {
+  if constexpr (kBlocks == 1) {
+    return choose_pixels<V, 1>(pixels);
+  } else {
+    return blocks == kBlocks ? choose_pixels<V, kBlocks>(pixels)
+                             : choose_tile<V, kBlocks - 1>(pixels, blocks);
+  }
+}
+
+// Where sums go: as they are, negated.
+class SumSink {
+ public:
+  explicit SumSink(int32_t* y) : y_(y) {}
+
+  void write(const int32_t* total, int64_t count, int64_t pixel, int64_t channels,
+             int64_t channel) const {
+    int32_t* to = y_ + pixel * channels + channel;
+    for (int64_t i = 0; i < count; i++) to[i] = -total[i];
+  }
+
+ private:
+  int32_t* y_;
+};
+
+// Or requantised to bytes.
+class ByteSink {
+ public:
+  ByteSink(const ta_requantisation& how, uint8_t* y) : how_(how), y_(y) {}
+
+  void write(const int32_t* total, int64_t count, int64_t pixel, int64_t channels,
+             int64_t channel) const {
+    const int64_t at = pixel * channels + channel;
+    const int32_t* multiplier = how_.multiplier + channel;
+    const int64_t* offset = how_.offset + channel;
+    uint8_t* to = y_ + at;
+    if (how_.residual == nullptr) {
+      for (int64_t i = 0; i < count; i++)
+        to[i] = narrow(offset[i] - static_cast<int64_t>(total[i]) * multiplier[i]);
+      return;
+    }
+    const uint8_t* residual = how_.residual + at;
+    const int64_t factor = how_.residual_multiplier;
+    for (int64_t i = 0; i < count; i++)
+      to[i] = narrow(offset[i] - static_cast<int64_t>(total[i]) * multiplier[i] +
+                     factor * residual[i]);
+  }
+
+ private:
+  uint8_t narrow(int64_t value) const {
+    value >>= how_.shift;
+    value = value < how_.low ? how_.low : value;
+    return static_cast<uint8_t>(value > how_.high ? how_.high : value);
+  }
+
+  ta_requantisation how_;
+  uint8_t* y_;
+};
+
+template <class V, class Sink>
+class Convolution {
+ public:
+  Convolution(const ta_sad_problem& problem, const uint8_t* x, const uint8_t* packed,
+              uint8_t zero_point, const Sink& sink)
+      : plan_(torchadder::sad::make_plan(problem)),
+        p_(plan_.problem),
+        x_(x),
+        packed_(packed),
+        zero_point_(zero_point),
+        sink_(sink) {}
+
+  int run(int threads) {
+    // Units alone may be too few for the threads; then several of them share a unit's filters, and
+    // each copies the slab.
+    const int64_t units = p_.batch * plan_.units_per_image;
+    const int64_t panels = plan_.depthwise ? 1 : ceil_div(plan_.num_blocks, V::kBlocks);
+    const int64_t groups = plan_.depthwise ? 1 : p_.groups;
+    const int64_t shares =
+        std::min(panels, std::max<int64_t>(1, ceil_div(2 * threads, units * groups)));
+    const int64_t panels_per_share = ceil_div(panels, shares);
+    const int64_t jobs = units * groups * shares;
+    bool failed = false;
+#pragma omp parallel num_threads(threads) if (jobs > 1)
+    {
+      Bytes slab = allocate(plan_.in_place ? 1 : plan_.slab_bytes());
+      Bytes total = allocate(scratch_bytes());
+      if (slab == nullptr || total == nullptr) {
+#pragma omp atomic write
+        failed = true;
+      }
+#pragma omp barrier
+      if (!failed) {
+#pragma omp for schedule(dynamic)
+        for (int64_t job = 0; job < jobs; job++) {
+          const int64_t share = job % shares, unit = job / shares % units;
+          const int64_t group = job / shares / units;
+          compute(unit, group, share * panels_per_share,
+                  std::min(panels, (share + 1) * panels_per_share), slab.get(),
+                  reinterpret_cast<int32_t*>(total.get()));
+        }
+      }
+    }
+    return failed ? TA_OUT_OF_MEMORY : TA_OK;
+  }
+
+ private:
+  int64_t scratch_bytes() const {
+    const int64_t channels = plan_.depthwise ? p_.out_channels : V::kPixels * V::kBlocks * kBlock;
+    return channels * static_cast<int64_t>(sizeof(int32_t));
+  }
+
+  // Output rows of a unit, all columns, of the filters in some panels of a group.
+  void compute(int64_t unit, int64_t group, int64_t first_panel, int64_t end_panel, uint8_t* slab,
+               int32_t* total) const {
+    const int64_t n = unit / plan_.units_per_image;
+    const int64_t row0 = unit % plan_.units_per_image * plan_.unit_rows;
+    const int64_t row1 = std::min(row0 + plan_.unit_rows, p_.out_height);
+    const int64_t first_channel = group * plan_.depth;
+    const uint8_t* windows;
+    if (plan_.in_place) {
+      windows = x_ + ((n * p_.height + row0 * p_.stride_h) * p_.width) * p_.in_channels +
+                first_channel;
+    } else {
+      fill_slab(n, row0, row1, first_channel, slab);
+      windows = slab;
+    }
+    const int64_t pixel0 = (n * p_.out_height + row0) * p_.out_width;
+    const int64_t pixels = (row1 - row0) * p_.out_width;
+    if (plan_.depthwise) {
+      for (int64_t i = 0; i < pixels; i++) sum_channels(window(windows, i), pixel0 + i, total);
+      return;
+    }
+    for (int64_t panel = first_panel; panel < end_panel; panel++)
+      for (int64_t i = 0; i < pixels; i += V::kPixels)
+        sum_panel(windows, group, panel, i, static_cast<int>(std::min<int64_t>(V::kPixels, pixels - i)),
+                  pixel0, total);
+  }
+
+  void sum_panel(const uint8_t* windows, int64_t group, int64_t panel, int64_t first_pixel,
+                 int num_pixels, int64_t pixel0, int32_t* total) const {
+    const int64_t block = panel * V::kBlocks;
+    const int blocks = static_cast<int>(std::min<int64_t>(V::kBlocks, plan_.num_blocks - block));
+    const uint8_t* base[V::kPixels];
+    for (int i = 0; i < num_pixels; i++) base[i] = window(windows, first_pixel + i);
+    const int64_t pitch = blocks * kBlock;
+    choose_tile<V>(num_pixels, blocks)(
+        plan_, base, packed_ + group * plan_.group_packed + block * kBlock * kStepBytes, total,
+        pitch);
+    const int64_t count = std::min(pitch, plan_.group_filters - block * kBlock);
+    for (int i = 0; i < num_pixels; i++)
+      sink_.write(total + i * pitch, count, pixel0 + first_pixel + i, p_.out_channels,
+                  group * plan_.group_filters + block * kBlock);
+  }
+
+  // A depthwise layer: every channel of one pixel.
+  void sum_channels(const uint8_t* base, int64_t pixel, int32_t* total) const {
+    const int64_t channels = p_.out_channels;
+    std::memset(total, 0, sizeof(int32_t) * static_cast<size_t>(channels));
+    const uint8_t* w = packed_;
+    for (int64_t r = 0; r < p_.kernel_h; r++)
+      for (int64_t s = 0; s < p_.kernel_w; s++, w += channels) {
+        const uint8_t* x = base + r * p_.dilation_h * plan_.row_bytes +
+                           s * p_.dilation_w * plan_.pixel_bytes;
+        for (int64_t c = 0; c < channels; c++) total[c] += x[c] < w[c] ? w[c] - x[c] : x[c] - w[c];
+      }
+    sink_.write(total, channels, pixel, channels, 0);
+  }
+
+  // Where the window of a unit's pixel begins.
+  const uint8_t* window(const uint8_t* windows, int64_t pixel) const {
+    return windows + pixel / p_.out_width * p_.stride_h * plan_.row_bytes +
+           pixel % p_.out_width * p_.stride_w * plan_.pixel_bytes;
+  }
+
+  // Copies what the output rows row0 .. row1 read, zero points around the image.
+  void fill_slab(int64_t n, int64_t row0, int64_t row1, int64_t first_channel,
+                 uint8_t* slab) const {
+    const int64_t rows = (row1 - row0 - 1) * p_.stride_h + (p_.kernel_h - 1) * p_.dilation_h + 1;
+    const int64_t pixel = plan_.pixel_bytes;
+    const int64_t left = std::min(p_.pad_w, plan_.slab_cols);
+    const int64_t inside = std::max<int64_t>(0, std::min(p_.width, plan_.slab_cols - left));
+    for (int64_t i = 0; i < rows; i++) {
+      const int64_t h = row0 * p_.stride_h - p_.pad_h + i;
+      uint8_t* to = slab + i * plan_.row_bytes;
+      if (h < 0 || h >= p_.height) {
+        std::memset(to, zero_point_, static_cast<size_t>(plan_.row_bytes));
+        continue;
+      }
+      const uint8_t* from = x_ + (n * p_.height + h) * p_.width * p_.in_channels;
+      std::memset(to, zero_point_, static_cast<size_t>(left * pixel));
+      to += left * pixel;
+      if (pixel == p_.in_channels) {
+        std::memcpy(to, from, static_cast<size_t>(inside * pixel));
+      } else {
+        for (int64_t j = 0; j < inside; j++)
+          std::memcpy(to + j * pixel, from + j * p_.in_channels + first_channel,
+                      static_cast<size_t>(pixel));
+      }
+      std::memset(to + inside * pixel, zero_point_,
+                  static_cast<size_t>((plan_.slab_cols - left - inside) * pixel));
+    }
+    // The last step of the last row may read on.
+    std::memset(slab + rows * plan_.row_bytes, 0, kStepBytes);
+  }
+
+  const Plan plan_;
+  const ta_sad_problem& p_;
+  const uint8_t* x_;
+  const uint8_t* packed_;
+  const uint8_t zero_point_;
+  const Sink sink_;
+};
+
+template <class V>
+int sums(const ta_sad_problem& problem, const uint8_t* x, const uint8_t* packed,
+         uint8_t zero_point, int32_t* y, int threads) {
+  return Convolution<V, SumSink>(problem, x, packed, zero_point, SumSink(y)).run(threads);
+}
+
+template <class V>
+int requantised(const ta_sad_problem& problem, const uint8_t* x, const uint8_t* packed,
+                uint8_t zero_point, const ta_requantisation& how, uint8_t* y, int threads) {
+  return Convolution<V, ByteSink>(problem, x, packed, zero_point, ByteSink(how, y)).run(threads);
+}
+
+}  // namespace

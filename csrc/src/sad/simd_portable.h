@@ -1,0 +1,65 @@
+// Bytes in the compiler's own vector extension (GCC and Clang): NEON has uabd and uaddw for these
+// lines. This file also says what the members of every vector type mean.
+#pragma once
+
+#include <cstdint>
+#include <cstring>
+
+namespace {
+
+struct SadPortable {
+  // A tile: pixels, and blocks of eight filters, whose sums are held in registers.
+  static constexpr int kPixels = 2, kBlocks = 1;
+  // Steps after which sums have to be added to their totals: 257 differences fit 16 bits.
+  static constexpr int64_t kMaxSteps = 257;
+
+  typedef uint8_t Bytes __attribute__((vector_size(16)));
+  typedef uint8_t Half __attribute__((vector_size(8)));
+  typedef uint16_t Words __attribute__((vector_size(16)));
+
+  // Eight bytes of one pixel, as often as there are filters in a vector.
+  using Pixel = Bytes;
+  // Eight bytes each of eight filters.
+  struct Filters {
+    Bytes pair[4];
+  };
+  // Sums of eight filters.
+  struct Sums {
+    Words of[8];
+  };
+
+  static Pixel broadcast(uint64_t bytes) {
+    const uint64_t twice[2] = {bytes, bytes};
+    Pixel x;
+    std::memcpy(&x, twice, sizeof x);
+    return x;
+  }
+  static Filters load(const uint8_t* w) {
+    Filters filters;
+    std::memcpy(&filters, w, sizeof filters);
+    return filters;
+  }
+  static Sums zero() { return Sums{}; }
+  static Sums add(Sums sums, Pixel x, Filters w) {
+    for (int i = 0; i < 4; i++) {
+      const Bytes is_less = (Bytes)(x < w.pair[i]);
+      const Bytes d = ((w.pair[i] - x) & is_less) | ((x - w.pair[i]) & ~is_less);
+      Half low, high;
+      std::memcpy(&low, &d, sizeof low);
+      std::memcpy(&high, reinterpret_cast<const char*>(&d) + sizeof low, sizeof high);
+      sums.of[2 * i] += __builtin_convertvector(low, Words);
+      sums.of[2 * i + 1] += __builtin_convertvector(high, Words);
+    }
+    return sums;
+  }
+  // total[f] += the sum of filter f.
+  static void accumulate(Sums sums, int32_t* total) {
+    for (int f = 0; f < 8; f++) {
+      int32_t sum = 0;
+      for (int i = 0; i < 8; i++) sum += sums.of[f][i];
+      total[f] += sum;
+    }
+  }
+};
+
+}  // namespace
