@@ -2,6 +2,7 @@
 
 * `adder_output_moments`, `conv_output_moments`, `adder_filter_moments`: mean and variance of a
   layer's output from the distributions of inputs and weights (`Normal`, `Laplace`, `Rectified`).
+* `StabilityMeter`: variances, batch norm's movement and gradient norms of a training step.
 * `linear_response_variance`, `gaussian_adder_variance`: the same where inputs are correlated.
 
 Derivations, and what they leave out, are in docs/stability.md. Runs and their folders are unknown
@@ -13,6 +14,8 @@ from torchadder.stability.correlation import linear_response_variance as linear_
 from torchadder.stability.distributions import Laplace as Laplace
 from torchadder.stability.distributions import Normal as Normal
 from torchadder.stability.distributions import Rectified as Rectified
+from torchadder.stability.meter import QUANTITIES as QUANTITIES
+from torchadder.stability.meter import StabilityMeter as StabilityMeter
 from torchadder.stability.moments import OutputMoments as OutputMoments
 from torchadder.stability.moments import adder_filter_moments as adder_filter_moments
 from torchadder.stability.moments import adder_output_moments as adder_output_moments
@@ -20,10 +23,12 @@ from torchadder.stability.moments import conv_output_moments as conv_output_mome
 from torchadder.stability.moments import mean_distance as mean_distance
 
 __all__ = [
+    "QUANTITIES",
     "Laplace",
     "Normal",
     "OutputMoments",
     "Rectified",
+    "StabilityMeter",
     "adder_filter_moments",
     "adder_output_moments",
     "conv_output_moments",

@@ -62,6 +62,7 @@ from torchadder.training.resuming import (
     num_finished,
     num_kept,
 )
+from torchadder.training.stability import StabilityTable
 from torchadder.training.stopping import StopRequests
 from torchadder.training.summary import config_text, final_metrics, write_summary
 
@@ -215,7 +216,8 @@ def _run(
     table = MetricsTable(folder / "metrics.csv")
     table.restore(data.first_epoch)
     requests = StopRequests()
-    own = [*_exponent(recipe), table, BestAndLast(folder / "checkpoints"), requests]
+    measuring = distributed.together(lambda: _stability(recipe, task, folder))
+    own = [*_exponent(recipe), table, *measuring, BestAndLast(folder / "checkpoints"), requests]
     trainer = distributed.together(lambda: _trainer(recipe, data, task, folder, [*own, *callbacks]))
     task.batch_weight = _batch_weight(trainer, data.plan(trainer.world_size))
     fast = distributed.together(lambda: _fast_step(recipe, trainer, task))
@@ -264,6 +266,16 @@ def _exponent(recipe: Recipe) -> list[Callback]:
     if lp.schedule == "none":
         return []
     return [ExponentFall(ExponentSchedule(lp.schedule, lp.start, lp.share, lp.steps), lp.clip)]
+
+
+def _stability(recipe: Recipe, task: Classification, folder: Path) -> list[Callback]:
+    every = recipe.trainer.record_stability
+    if not every:
+        return []
+    try:
+        return [StabilityTable(folder / "stability.csv", task.plain_model, every)]
+    except ValueError as error:
+        raise RecipeError(f"trainer.record_stability = {every}: {error}") from error
 
 
 def _open_folder(folder: Path, recipe: Recipe, *, is_new: bool) -> None:
