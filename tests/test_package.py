@@ -19,7 +19,7 @@ LAYERS = (
     ("nn",),
     ("optim", "convert", "atomic", "lp", "slac", "awn"),
     ("models", "energy", "data", "checkpoint", "provenance", "stability"),
-    ("distill", "robustness"),
+    ("distill", "robustness", "detection"),
     ("tasks", "bench"),
     ("training", "report"),
     ("recipes",),

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from torchadder import awn as awn
     from torchadder import checkpoint as checkpoint
     from torchadder import data as data
+    from torchadder import detection as detection
     from torchadder import distill as distill
     from torchadder import energy as energy
     from torchadder import lp as lp
@@ -43,6 +44,7 @@ _MODULES = (
     "awn",
     "checkpoint",
     "data",
+    "detection",
     "distill",
     "energy",
     "lp",
@@ -69,6 +71,7 @@ __all__ = [
     "checkpoint",
     "convert_",
     "data",
+    "detection",
     "distill",
     "energy",
     "functional",

@@ -1,0 +1,42 @@
+"""Object detection with adder nets: torchvision's detectors on our backbones, necks and heads.
+
+>>> import torchadder as ta
+>>> detector = ta.detection.fcos(3, backbone="resnet18", adder="BN", neck_channels=32)
+>>> detector.config["name"], detector.num_classes
+('fcos', 3)
+
+Importing this package imports torchvision; `import torchadder` does not.
+"""
+
+from torchadder.detection.backbone import BACKBONES, ResNetBackbone
+from torchadder.detection.builders import DETECTORS, build, faster_rcnn, fcos, retinanet
+from torchadder.detection.detectors import FCOS, Detector, FasterRCNN, FeaturePyramid, RetinaNet
+from torchadder.detection.layers import NORMS, PARTS, NormedLayer
+from torchadder.detection.necks import FPN, NECKS, PAFPN, ReversePAFPN
+from torchadder.detection.sparsity import feature_sparsity
+from torchadder.detection.weights import LoadedBackbone, load_backbone_
+
+__all__ = [
+    "BACKBONES",
+    "DETECTORS",
+    "FCOS",
+    "FPN",
+    "NECKS",
+    "NORMS",
+    "PAFPN",
+    "PARTS",
+    "Detector",
+    "FasterRCNN",
+    "FeaturePyramid",
+    "LoadedBackbone",
+    "NormedLayer",
+    "ResNetBackbone",
+    "RetinaNet",
+    "ReversePAFPN",
+    "build",
+    "faster_rcnn",
+    "fcos",
+    "feature_sparsity",
+    "load_backbone_",
+    "retinanet",
+]

@@ -1,0 +1,95 @@
+"""Heads of torchvision's detectors, with towers of conv or adder layers.
+
+Losses and the last layers (logits, boxes, centre-ness), which stay multiplicative as in the paper,
+are torchvision's; only the towers in front of them are built here, under torchvision's names.
+"""
+
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torchvision.models.detection.fcos import FCOSHead
+from torchvision.models.detection.retinanet import RetinaNetHead
+from torchvision.models.detection.rpn import RPNHead
+
+from torchadder.detection.layers import make_norm
+from torchadder.models.convolution import ConvFactory
+from torchadder.nn import AdderLinear
+
+
+def tower(channels: int, num_convs: int, layer: ConvFactory, norm: str) -> nn.Sequential:
+    """Return `num_convs` times a 3x3 layer, a norm and a ReLU, initialised as in torchvision."""
+    blocks = []
+    for _ in range(num_convs):
+        conv = layer(channels, channels, 3, padding=1, bias=norm == "none")
+        if isinstance(conv, nn.Conv2d):
+            nn.init.normal_(conv.weight, std=0.01)
+            if conv.bias is not None:
+                nn.init.zeros_(conv.bias)
+        blocks.append(nn.Sequential(conv, make_norm(norm, channels), nn.ReLU()))
+    return nn.Sequential(*blocks)
+
+
+def fcos_head(
+    channels: int, num_classes: int, *, num_convs: int, layer: ConvFactory, norm: str
+) -> FCOSHead:
+    """Return FCOS's head, one point a position."""
+    head = FCOSHead(channels, 1, num_classes, num_convs=0)
+    head.classification_head.conv = tower(channels, num_convs, layer, norm)
+    head.regression_head.conv = tower(channels, num_convs, layer, norm)
+    return head
+
+
+def retinanet_head(
+    channels: int,
+    num_anchors: int,
+    num_classes: int,
+    *,
+    num_convs: int,
+    layer: ConvFactory,
+    norm: str,
+) -> RetinaNetHead:
+    """Return RetinaNet's head."""
+    head = RetinaNetHead(channels, num_anchors, num_classes)
+    head.classification_head.conv = tower(channels, num_convs, layer, norm)
+    head.regression_head.conv = tower(channels, num_convs, layer, norm)
+    return head
+
+
+def rpn_head(
+    channels: int, num_anchors: int, *, num_convs: int, layer: ConvFactory, norm: str
+) -> RPNHead:
+    """Return the head of Faster R-CNN's proposals."""
+    head = RPNHead(channels, num_anchors)
+    head.conv = tower(channels, num_convs, layer, norm)
+    return head
+
+
+class BoxHead(nn.Module):
+    """Faster R-CNN's two layers on the features of each proposal; names as in torchvision.
+
+    Args:
+        in_features: size of a proposal's features.
+        num_features: width of both layers.
+        is_adder: whether they are adder layers.
+        norm: kind of norm behind each.
+        grad: gradient rule of the adder layers.
+    """
+
+    def __init__(
+        self, in_features: int, num_features: int, *, is_adder: bool, norm: str, grad: str
+    ) -> None:
+        super().__init__()
+
+        def linear(size: int) -> nn.Module:
+            if is_adder:
+                return AdderLinear(size, num_features, bias=False, grad=grad)
+            return nn.Linear(size, num_features, bias=norm == "none")
+
+        self.fc6 = linear(in_features)
+        self.norm6 = make_norm(norm, num_features, nn.BatchNorm1d)
+        self.fc7 = linear(num_features)
+        self.norm7 = make_norm(norm, num_features, nn.BatchNorm1d)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map proposals (R, C, 7, 7) to features (R, num_features)."""
+        x = F.relu(self.norm6(self.fc6(x.flatten(1))))
+        return F.relu(self.norm7(self.fc7(x)))
