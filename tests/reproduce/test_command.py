@@ -203,6 +203,7 @@ def test_list_and_help(capsys):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1800)
 @pytest.mark.parametrize(
     ("table", "budget"),
     [("cifar10", 1), ("distillers", 4), ("ablation", 1), ("cnn-distillation", 1), ("deeper", 1)],
