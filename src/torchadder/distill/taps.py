@@ -206,7 +206,9 @@ def num_channels(net: nn.Module, name: str) -> int:
     before = list(itertools.takewhile(lambda layer: layer is not layers[name], layers.values()))
     for layer in (*reversed(inside), *reversed(before)):
         channels = getattr(layer, "out_channels", getattr(layer, "num_features", None))
-        if isinstance(channels, int) and next(layer.children(), None) is None:
+        # What computes the weight of a layer is no layer in it.
+        inner = [child for child, _ in layer.named_children() if child != "parametrizations"]
+        if isinstance(channels, int) and not inner:
             return channels
     raise ValueError(f"the number of channels of {name!r} in {_name(net)} is not known")
 
