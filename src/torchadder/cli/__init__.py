@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 COMMANDS = {
     "demo": "train a CNN, an adder net and a distilled adder net on real digits; write a report",
     "train": "train a recipe",
-    "evaluate": "accuracy, loss and energy of a checkpoint",
+    "evaluate": "accuracy, loss and energy of a checkpoint; its robustness with --robust",
     "predict": "classify image files with a checkpoint",
     "diagnose": "what PKKD's kernels do to the distributions of a run's two nets",
     "energy": "multiplications, additions and energy of a model, layer by layer",

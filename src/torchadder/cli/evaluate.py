@@ -6,6 +6,8 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from torchadder.cli import UserError, robust
+
 if TYPE_CHECKING:
     from jsonargparse import ArgumentParser
 
@@ -25,10 +27,13 @@ def add_arguments(parser: ArgumentParser) -> None:
     parser.add_argument("--data.label_column", type=str | None, help="Column of the labels.")
     parser.add_argument("--data.val_split", type=str | None, help="Split to evaluate on.")
     parser.add_argument("--data.val_fraction", type=float | None, help="Part to hold out.")
-    parser.add_argument("--batch_size", type=int, default=256, help="Images per batch.")
+    parser.add_argument(
+        "--batch_size", type=int | None, help="Images per batch (default: 256; robust: 100)."
+    )
     parser.add_argument("--threads", type=int | None, help="Threads of torch on the CPU.")
     parser.add_argument("--accelerator", type=str, default="auto", help="auto, cpu, cuda ...")
     parser.add_argument("--json", action="store_true", help="Print JSON instead of a table.")
+    robust.add_arguments(parser)
 
 
 def rewrite(argv: list[str]) -> list[str]:
@@ -38,13 +43,19 @@ def rewrite(argv: list[str]) -> list[str]:
 
 def run(args: Any) -> None:
     """Evaluates and prints."""
+    given = {key: args.data[key] for key in _DATA_OPTIONS if args.data[key] is not None}
+    if args.batch_size is not None and args.batch_size < 1:
+        raise UserError(f"--batch_size = {args.batch_size}: at least 1 is wanted")
+    if args.robust:
+        robust.run(args, given)
+        return
+    robust.refuse_options(args)
     from torchadder.training.evaluation import evaluate
 
-    given = {key: args.data[key] for key in _DATA_OPTIONS if args.data[key] is not None}
     result = evaluate(
         args.checkpoint,
         given,
-        batch_size=args.batch_size,
+        batch_size=args.batch_size or 256,
         threads=args.threads,
         accelerator=args.accelerator,
     )

@@ -109,19 +109,13 @@ def evaluate(
         DataError: If the images cannot be used or have other classes.
     """
     net = open_checkpoint(checkpoint)
-    check_keys(data or {}, "data", DataConfig, "data.")
-    # The checkpoint's own mean and standard deviation are put in once the images are known to fit.
-    fixed = {"batch_size": batch_size, "eval_batch_size": None, "device_cache": "auto"}
-    fixed |= {"augment": "none", "mean": None, "std": None}
-    images = ImageData(**net.data | fixed | (data or {}))
+    images = images_for(net, data, batch_size=batch_size)
     previous_threads = torch.get_num_threads()
     try:
         if threads is not None:
             torch.set_num_threads(threads)
         with quiet(), tf32_convolutions(False):
-            images.setup()
-            _check_images(images, net)
-            images.val.preprocess = net.preprocess
+            open_images(images, net)
             task = Classification(net.model, num_classes=len(net.class_names))
             trainer = lightning.Trainer(
                 accelerator=accelerator,
@@ -152,6 +146,37 @@ def evaluate(
         "energy_uj": cost.energy_pj / 1e6,
         "seconds": seconds,
     }
+
+
+def images_for(
+    net: Classifier, data: dict[str, Any] | None = None, *, batch_size: int = 256
+) -> ImageData:
+    """The images that a net was trained with, or others like them, not opened yet.
+
+    Args:
+        net: The net.
+        data: Keys of the recipe's section `data` to replace.
+        batch_size: Images per batch.
+
+    Raises:
+        RecipeError: If `data` has an unknown key.
+    """
+    check_keys(data or {}, "data", DataConfig, "data.")
+    # The checkpoint's own mean and standard deviation are put in once the images are known to fit.
+    fixed = {"batch_size": batch_size, "eval_batch_size": None, "device_cache": "auto"}
+    fixed |= {"augment": "none", "mean": None, "std": None}
+    return ImageData(**net.data | fixed | (data or {}))
+
+
+def open_images(images: ImageData, net: Classifier) -> None:
+    """Opens images for a net; those to validate on are prepared as the net wants them.
+
+    Raises:
+        DataError: If they cannot be used, or have other classes or another size.
+    """
+    images.setup()
+    _check_images(images, net)
+    images.val.preprocess = net.preprocess
 
 
 def predict(
