@@ -9,7 +9,8 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 
-pytestmark = pytest.mark.slow  # compiles everything under the sanitizers: a minute or two
+# Compiles everything under the sanitizers: minutes.
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 CAPABILITIES = ["avx512", "avx2", "portable"]  # the best first
 
 

@@ -1,0 +1,279 @@
+"""The integer operators: exact against plain loops, on every implementation."""
+
+import ctypes
+import itertools
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+
+import torchadder
+from torchadder.ops import sad
+from torchadder.ops.geometry import make_geometry
+from torchadder.ops.sad import cpu, packing, reference
+
+ops = torch.ops.torchadder
+
+# (N, C, H, W), (O, R, S), stride, padding, dilation, groups
+PROBLEMS = [
+    ((2, 16, 9, 7), (32, 3, 3), (1, 1), (1, 1), (1, 1), 1),
+    ((1, 3, 20, 21), (10, 7, 7), (2, 2), (3, 3), (1, 1), 1),
+    ((1, 64, 14, 14), (70, 1, 1), (1, 1), (0, 0), (1, 1), 1),
+    ((2, 64, 13, 9), (33, 1, 1), (2, 2), (0, 0), (1, 1), 1),
+    ((1, 8, 12, 12), (9, 3, 2), (1, 3), (2, 0), (2, 3), 1),
+    ((1, 5, 8, 8), (7, 2, 3), (1, 1), (0, 1), (3, 2), 1),
+    ((3, 12, 7, 7), (6, 3, 3), (1, 1), (1, 1), (1, 1), 3),
+    ((1, 16, 6, 6), (34, 3, 3), (1, 1), (0, 0), (1, 1), 2),
+    ((1, 8, 6, 6), (4, 2, 2), (1, 1), (0, 0), (1, 1), 2),
+    ((2, 19, 8, 9), (19, 3, 5), (2, 1), (1, 2), (1, 1), 19),
+    ((1, 4, 3, 3), (8, 3, 3), (1, 1), (40, 0), (1, 1), 4),
+    ((0, 8, 5, 5), (8, 3, 3), (1, 1), (1, 1), (1, 1), 1),
+    ((1, 512, 3, 3), (8, 3, 3), (1, 1), (1, 1), (1, 1), 1),
+]
+
+
+def random_bytes(*shape):
+    return torch.randint(0, 256, shape, dtype=torch.uint8)
+
+
+def operands(problem):
+    (N, C, H, W), (O, R, S), stride, padding, dilation, groups = problem
+    x = random_bytes(N, C, H, W).contiguous(memory_format=torch.channels_last)
+    w = random_bytes(O, C // groups, R, S)
+    return x, w, (stride, padding, dilation, groups)
+
+
+def plain_sums(x, w, zero_point, stride, padding, dilation, groups):
+    """Every tap by itself."""
+    N, C, H, W = x.shape
+    O, depth, R, S = w.shape
+    P = (H + 2 * padding[0] - dilation[0] * (R - 1) - 1) // stride[0] + 1
+    Q = (W + 2 * padding[1] - dilation[1] * (S - 1) - 1) // stride[1] + 1
+    image = torch.full((N, C, H + 2 * padding[0], W + 2 * padding[1]), zero_point)
+    image[:, :, padding[0] : padding[0] + H, padding[1] : padding[1] + W] = x
+    y = torch.zeros(N, O, P, Q, dtype=torch.int64)
+    for o, r, s in itertools.product(range(O), range(R), range(S)):
+        first = o // (O // groups) * depth
+        rows = slice(r * dilation[0], r * dilation[0] + (P - 1) * stride[0] + 1, stride[0])
+        cols = slice(s * dilation[1], s * dilation[1] + (Q - 1) * stride[1] + 1, stride[1])
+        taps = image[:, first : first + depth, rows, cols]
+        y[:, o] -= (taps - w[o, :, r, s].long()[:, None, None]).abs().sum(1)
+    return y
+
+
+@pytest.mark.parametrize("problem", PROBLEMS, ids=str)
+@pytest.mark.parametrize("zero_point", [0, 131])
+def test_sums_are_exact(problem, zero_point):
+    x, w, window = operands(problem)
+    want = plain_sums(x, w, zero_point, *window)
+    packed = sad.pack(w, window[2], window[3])
+    got = ops.sad_conv2d(x, packed, w.shape, zero_point, *window)
+    assert got.dtype == torch.int32
+    assert got.is_contiguous(memory_format=torch.channels_last)
+    assert torch.equal(got.long(), want)
+    assert torch.equal(got, reference.sad_conv2d(x, w, zero_point, make_geometry(*window)))
+    moved = x.contiguous()  # NCHW gives the same
+    assert torch.equal(ops.sad_conv2d(moved, packed, w.shape, zero_point, *window), got)
+
+
+@pytest.mark.parametrize("problem", PROBLEMS, ids=str)
+@pytest.mark.parametrize("with_residual", [False, True])
+def test_requantised_bytes_are_exact(problem, with_residual):
+    x, w, window = operands(problem)
+    sums = plain_sums(x, w, 7, *window)
+    O = w.shape[0]
+    multiplier = torch.randint(-(2**31) + 1, 2**31, (O,), dtype=torch.int32)
+    middle = sums.float().mean((0, 2, 3)).nan_to_num().long()
+    offset = -multiplier.long() * middle + torch.randint(-(2**40), 2**40, (O,))
+    residual = random_bytes(*sums.shape) if with_residual else None
+    want = sums * multiplier[:, None, None] + offset[:, None, None]
+    if residual is not None:
+        want = want - 2_000_000_011 * residual.long()
+    want = torch.div(want, 2**33, rounding_mode="floor").clamp(3, 250)
+    how = (multiplier, offset, 33, 3, 250, residual, -2_000_000_011)
+    packed = sad.pack(w, window[2], window[3])
+    got = ops.sad_conv2d_requantised(x, packed, w.shape, 7, *window, *how)
+    assert got.dtype == torch.uint8
+    assert torch.equal(got.long(), want)
+    plain = reference.sad_conv2d(x, w, 7, make_geometry(*window))
+    assert torch.equal(reference.requantise(plain, *how), got)
+
+
+@pytest.mark.parametrize("problem", PROBLEMS, ids=str)
+def test_packing_is_that_of_the_c_interface_and_can_be_undone(problem):
+    x, w, window = operands(problem)
+    _, _, dilation, groups = window
+    packed = sad.pack(w, dilation, groups)
+    assert torch.equal(packing.unpack(packed, tuple(w.shape), dilation[1], groups), w)
+    assert packing.packed_size(tuple(w.shape), dilation[1], groups) == packed.numel()
+    handle = cpu.library()
+    if handle is None:
+        pytest.skip("the compiled kernels are not loaded")
+    size = ops.sad_conv2d(x, packed, w.shape, 0, *window).shape
+    c_problem = cpu._problem(tuple(x.shape), tuple(w.shape), tuple(size), make_geometry(*window))
+    handle.ta_sad_packed_size.restype = ctypes.c_int64
+    assert handle.ta_sad_packed_size(ctypes.byref(c_problem)) == packed.numel()
+    other = torch.empty_like(packed)
+    handle.ta_sad_pack.restype = None
+    handle.ta_sad_pack(
+        ctypes.byref(c_problem), ctypes.c_void_p(w.data_ptr()), ctypes.c_void_p(other.data_ptr())
+    )
+    assert torch.equal(other, packed)
+
+
+def test_the_largest_sums_fit():
+    taps = 2**23
+    x = torch.zeros(1, taps, 1, 1, dtype=torch.uint8)
+    w = torch.full((1, taps, 1, 1), 255, dtype=torch.uint8)
+    y = ops.sad_conv2d(x, sad.pack(w), w.shape, 0, (1, 1), (0, 0), (1, 1), 1)
+    assert y.item() == -255 * taps
+
+
+def in_a_process_of_its_own(**environment):
+    """Name of the implementation and a hash of what it computes."""
+    code = (
+        "import torch, torchadder\n"
+        "from torchadder.ops import sad\n"
+        "torch.manual_seed(0)\n"
+        "w = torch.randint(0, 256, (37, 19, 3, 3), dtype=torch.uint8)\n"
+        "x = torch.randint(0, 256, (2, 19, 11, 9), dtype=torch.uint8)\n"
+        "window = ((1, 1), (1, 1), (1, 1), 1)\n"
+        "y = torch.ops.torchadder.sad_conv2d(x, sad.pack(w), w.shape, 9, *window)\n"
+        "print(torchadder.ops.cpu_library_info()['instruction_set'])\n"
+        "print(hash(tuple(y.flatten().tolist())))\n"
+    )
+    result = subprocess.run(
+        [sys.executable, "-c", code],
+        env={**os.environ, **environment},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    return result.stdout.split()
+
+
+@pytest.fixture(scope="module")
+def by_default():
+    return in_a_process_of_its_own()[1]
+
+
+@pytest.mark.parametrize("capability", ["avx2", "portable"])
+def test_every_instruction_set_gives_the_same(by_default, capability):
+    used, got = in_a_process_of_its_own(TORCHADDER_CPU_CAPABILITY=capability)
+    assert used in (capability, "portable", "torch")
+    assert got == by_default
+
+
+@pytest.mark.parametrize("threads", [1, 2, 3])
+def test_results_do_not_depend_on_the_number_of_threads(threads):
+    x, w, window = operands(PROBLEMS[0])
+    packed = sad.pack(w)
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(threads)
+        got = ops.sad_conv2d(x, packed, w.shape, 5, *window)
+    finally:
+        torch.set_num_threads(before)
+    assert torch.equal(got.long(), plain_sums(x, w, 5, *window))
+
+
+def call(x, w, **changes):
+    arguments = {
+        "packed": sad.pack(w) if w.dtype == torch.uint8 else w.flatten(),
+        "kernel": tuple(w.shape),
+        "zero_point": 0,
+        "stride": (1, 1),
+        "padding": (0, 0),
+        "dilation": (1, 1),
+        "groups": 1,
+    } | changes
+    return ops.sad_conv2d(x, *arguments.values())
+
+
+@pytest.mark.parametrize(
+    ("changes", "error", "message"),
+    [
+        ({"zero_point": 256}, ValueError, r"zero_point must be within 0 .. 255, got 256"),
+        ({"groups": 3}, ValueError, r"input must have 4 \* 3 channels"),
+        ({"kernel": (2, 4, 3)}, (ValueError, RuntimeError), "kernel"),
+        ({"kernel": (3, 4, 3, 9)}, ValueError, r"packed must hold \d+ bytes"),
+        ({"packed": torch.zeros(5, dtype=torch.uint8)}, ValueError, r"packed must hold \d+ bytes"),
+        ({"packed": torch.zeros(5)}, TypeError, "packed must be uint8"),
+        ({"dilation": (9, 1)}, ValueError, "smaller than the window"),
+        ({"stride": (0, 1)}, ValueError, "stride must be at least 1"),
+    ],
+)
+def test_bad_arguments_are_refused(changes, error, message):
+    with pytest.raises(error, match=message):
+        call(random_bytes(1, 4, 6, 6), random_bytes(3, 4, 3, 3), **changes)
+
+
+def test_floats_are_refused():
+    with pytest.raises(TypeError, match=r"input must be uint8, got torch.float32"):
+        call(torch.zeros(1, 4, 6, 6), random_bytes(3, 4, 3, 3))
+    with pytest.raises(TypeError, match="weight must be uint8"):
+        sad.pack(torch.zeros(3, 4, 3, 3))
+    with pytest.raises(ValueError, match=r"weight must have shape"):
+        sad.pack(random_bytes(3, 4))
+    with pytest.raises(ValueError, match=r"must be divisible by groups"):
+        sad.pack(random_bytes(3, 4, 1, 1), groups=2)
+
+
+def test_bad_requantisations_are_refused():
+    x, w, window = operands(PROBLEMS[0])
+    good = {
+        "multiplier": torch.ones(32, dtype=torch.int32),
+        "offset": torch.zeros(32, dtype=torch.int64),
+        "shift": 0,
+        "low": 0,
+        "high": 255,
+        "residual": None,
+        "residual_multiplier": 0,
+    }
+
+    def run(**changes):
+        how = (good | changes).values()
+        return ops.sad_conv2d_requantised(x, sad.pack(w), w.shape, 0, *window, *how)
+
+    run()
+    for changes, error, message in (
+        ({"multiplier": torch.ones(32)}, TypeError, "multiplier must be torch.int32"),
+        ({"offset": torch.zeros(3, dtype=torch.int64)}, ValueError, r"offset must have shape"),
+        ({"shift": 63}, ValueError, "shift must be within 0 .. 62"),
+        ({"low": 9, "high": 8}, ValueError, "low <= high"),
+        ({"residual": torch.zeros(1)}, TypeError, "residual must be uint8"),
+        ({"residual": random_bytes(1, 1, 1, 1)}, ValueError, "residual must have shape"),
+    ):
+        with pytest.raises(error, match=message):
+            run(**changes)
+
+
+def test_operators_are_registered_completely():
+    x, w, window = operands(PROBLEMS[0])
+    operands_ = (x, sad.pack(w), tuple(w.shape), 3, *window)
+    torch.library.opcheck(ops.sad_conv2d.default, operands_)
+    how = (
+        torch.ones(32, dtype=torch.int32),
+        torch.zeros(32, dtype=torch.int64),
+        3,
+        0,
+        255,
+        None,
+        0,
+    )
+    torch.library.opcheck(ops.sad_conv2d_requantised.default, (*operands_, *how))
+
+
+def test_compiles_as_one_graph():
+    x, w, window = operands(PROBLEMS[0])
+    packed = sad.pack(w)
+
+    def layer(x):
+        return ops.sad_conv2d(x, packed, w.shape, 3, *window) + 1
+
+    compiled = torch.compile(layer, fullgraph=True, backend="aot_eager")
+    assert torch.equal(compiled(x), layer(x))
+    torch._dynamo.reset()
+    assert torchadder.ops.sad is sad
