@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import re
 
 import pytest
 import torch
@@ -171,17 +172,6 @@ def test_levels_above_the_fifth():
             model(list(image))
 
 
-def test_the_whole_detector_counts_like_its_parts():
-    model = small(adder="BN").eval()
-    whole = ta.energy.count(model, [(3, 64, 64)])
-    pyramid = ta.energy.count(model.backbone, (1, 3, 64, 64))
-    with torch.no_grad():
-        shapes = [tuple(v.shape) for v in model.backbone(torch.zeros(1, 3, 64, 64)).values()]
-    head = ta.energy.count(model.head, shapes)
-    assert whole.num_mul == pyramid.num_mul + head.num_mul
-    assert whole.num_add == pyramid.num_add + head.num_add
-
-
 NECK = [
     *(f"lateral.{c}" for c in ("c3", "c4", "c5")),
     *(f"down.{p}" for p in ("p4", "p5")),
@@ -203,7 +193,7 @@ def test_state_dict_names_are_a_contract():
         part: [
             f"{part}.conv.{i}.{name}"
             for i in range(4)
-            for name in ("0.weight", "1.weight", "1.bias")
+            for name in ("0.weight", "0.bias", "1.weight", "1.bias")
         ]
         for part in ("classification_head", "regression_head")
     }
@@ -219,9 +209,12 @@ def test_state_dict_names_are_a_contract():
     ]
     wanted = [f"backbone.body.{k}" for k in body] + [f"backbone.neck.{k}" for k in neck]
     wanted += [f"head.{k}" for k in head]
-    assert list(small().state_dict()) == wanted
-    # The conv twin has the same names; a neck without norms has biases in their place.
+    # The same for conv and adder layers, but that adder layers have no bias.
     assert list(small(adder="", neck_norm="batch").state_dict()) == wanted
+    assert list(small(adder="BN").state_dict()) == wanted
+    biases = {f"head.{part}.conv.{i}.0.bias" for part in towers for i in range(4)}
+    assert list(small(adder="BNH").state_dict()) == [k for k in wanted if k not in biases]
+    # A neck without norms has biases in their place.
     plain = [k for k in small(adder="").state_dict() if k.startswith("backbone.neck")]
     assert plain == [f"backbone.neck.{n}.conv.{k}" for n in NECK for k in ("weight", "bias")]
 
@@ -241,20 +234,28 @@ def test_state_dict_names_of_the_other_heads():
     assert faster == {f"{layer}.{leaf}" for layer in layers for leaf in ("weight", "bias")}
 
 
-@pytest.mark.parametrize("name", ["retinanet", "faster_rcnn"])
+@pytest.mark.parametrize("name", NAMES)
 def test_the_conv_head_is_torchvisions(name):
-    """Same names and shapes as the head that torchvision builds for itself; FCOS's has biases."""
-    model = small(name, adder="", num_classes=90, neck_channels=256, neck="fpn")
-    build = {"retinanet": "retinanet_resnet50_fpn", "faster_rcnn": "fasterrcnn_resnet50_fpn"}[name]
-    num_classes = 90 if name == "retinanet" else 91
+    """Same names and shapes as the head that torchvision builds for itself."""
+    num_classes = 91 if name == "faster_rcnn" else 90
     with torch.device("meta"):
-        theirs = getattr(torchvision_detection, build)(
+        model = small(name, adder="", num_classes=90, neck_channels=256, neck="fpn")
+        theirs = getattr(torchvision_detection, f"{name.replace('_', '')}_resnet50_fpn")(
             weights=None, weights_backbone=None, num_classes=num_classes
         )
-    ours = {k: v.shape for k, v in model.state_dict().items() if not k.startswith("backbone")}
-    assert ours == {
-        k: v.shape for k, v in theirs.state_dict().items() if not k.startswith("backbone")
-    }
+
+    def heads(detector):
+        state = detector.state_dict().items()
+        return {key: value.shape for key, value in state if not key.startswith("backbone")}
+
+    wanted = heads(theirs)
+    if name == "fcos":
+        # torchvision lists layers, norms and ReLUs of FCOS's towers in one row.
+        wanted = {
+            re.sub(r"conv\.(\d+)", lambda m: f"conv.{int(m[1]) // 3}.{int(m[1]) % 3}", key): shape
+            for key, shape in wanted.items()
+        }
+    assert heads(model) == wanted
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ import yaml
 from torchadder.cli import UserError, nearest
 from torchadder.cli.train import SHORT
 from torchadder.reproduce.plan import SHARED, count, make_plan
-from torchadder.reproduce.tables import TABLES
+from torchadder.reproduce.tables import COUNTED, TABLES
 
 if TYPE_CHECKING:
     from jsonargparse import ArgumentParser
@@ -30,11 +30,13 @@ def add_arguments(parser: ArgumentParser) -> None:
     parser.usage = (
         "torchadder reproduce TABLE [--budget EPOCHS] [--seeds N] [--rows ROWS] [--output DIR]\n"
         "                            [--data.source SOURCE] [--KEY VALUE ...] [--dry-run]\n"
+        "       torchadder reproduce detection-energy [--output DIR]\n"
         "       torchadder reproduce --list"
     )
     short = ", ".join(f"--{name.replace('_', '-')}" for name in SHORT)
     parser.epilog = (
-        f"TABLE is one of {', '.join(TABLES)}. The same command goes on where it was interrupted "
+        f"TABLE is one of {', '.join(TABLES)}; {', '.join(COUNTED)} is counted, not trained, and "
+        "takes --output alone. The same command goes on where it was interrupted "
         "or killed: finished rows are skipped, the row at work continues from its last epoch. "
         "Rows, seeds and budgets may be added to an existing folder; other settings are refused. "
         f"Any key of a recipe's sections {', '.join(SHARED)} can be set for all rows, such as "
@@ -105,10 +107,14 @@ def rewrite(argv: list[str]) -> list[str]:
 def run(args: Any) -> int | None:
     """Lists the tables, shows a plan, or trains one."""
     if args.list:
-        width = max(map(len, TABLES))
+        width = max(map(len, [*TABLES, *COUNTED]))
         for table in TABLES.values():
             print(f"{table.name:<{width}}  {table.title}: {count(len(table.rows), 'row')}")
+        for name, title in COUNTED.items():
+            print(f"{name:<{width}}  {title}: counted")
         return None
+    if args.table in COUNTED:
+        return count_table(args)
     plan = plan_of(args)
     if args.dry_run:
         show(plan)
@@ -121,6 +127,32 @@ def run(args: Any) -> int | None:
     return report(plan, results)
 
 
+def count_table(args: Any) -> None:
+    """Counts a table that needs no training, prints it and writes its files.
+
+    Raises:
+        UserError: If an option of trainings is given.
+    """
+    given = {
+        "budget": args.budget is not None,
+        "seeds": args.seeds != 1,
+        "rows": args.rows is not None,
+        "dry-run": args.dry_run,
+        **dict.fromkeys(args.overrides, True),
+    }
+    unused = [f"--{name}" for name, is_given in given.items() if is_given]
+    if unused:
+        raise UserError(
+            f"{args.table} is counted, not trained: {', '.join(unused)} has no meaning there, only "
+            "--output has"
+        )
+    from torchadder.reproduce import counted
+
+    folder = Path(args.output if args.output is not None else f"runs/reproduce-{args.table}")
+    print(counted.text(counted.reproduce_counted(folder)))
+    print(f"\ntable: {folder / 'table.md'}")
+
+
 def plan_of(args: Any) -> Plan:
     """The plan that the options ask for.
 
@@ -128,9 +160,10 @@ def plan_of(args: Any) -> Plan:
         UserError: If an option is missing or wrong.
     """
     if args.table is None:
-        raise UserError(f"no table given; one of {', '.join(TABLES)} is wanted")
+        raise UserError(f"no table given; one of {', '.join([*TABLES, *COUNTED])} is wanted")
     if args.table not in TABLES:
-        hint = nearest(args.table, TABLES) or f"; known are {', '.join(TABLES)}"
+        known = [*TABLES, *COUNTED]
+        hint = nearest(args.table, known) or f"; known are {', '.join(known)}"
         raise UserError(f"unknown table {args.table!r}{hint}")
     budgets = None
     if args.budget is not None:

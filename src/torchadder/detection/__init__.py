@@ -8,6 +8,7 @@
 Importing this package imports torchvision; `import torchadder` does not.
 """
 
+from torchadder.detection.arithmetic import count_operations
 from torchadder.detection.backbone import BACKBONES, ResNetBackbone
 from torchadder.detection.builders import DETECTORS, build, faster_rcnn, fcos, retinanet
 from torchadder.detection.detectors import FCOS, Detector, FasterRCNN, FeaturePyramid, RetinaNet
@@ -34,6 +35,7 @@ __all__ = [
     "RetinaNet",
     "ReversePAFPN",
     "build",
+    "count_operations",
     "faster_rcnn",
     "fcos",
     "feature_sparsity",

@@ -15,11 +15,17 @@ from torchadder.models.convolution import ConvFactory
 from torchadder.nn import AdderLinear
 
 
-def tower(channels: int, num_convs: int, layer: ConvFactory, norm: str) -> nn.Sequential:
-    """Return `num_convs` times a 3x3 layer, a norm and a ReLU, initialised as in torchvision."""
+def tower(
+    channels: int, num_convs: int, layer: ConvFactory, norm: str, *, bias: bool | None = None
+) -> nn.Sequential:
+    """Return `num_convs` times a 3x3 layer, a norm and a ReLU, initialised as in torchvision.
+
+    Layers have a bias if `bias` says so; None: if no norm follows.
+    """
     blocks = []
     for _ in range(num_convs):
-        conv = layer(channels, channels, 3, padding=1, bias=norm == "none")
+        has_bias = norm == "none" if bias is None else bias
+        conv = layer(channels, channels, 3, padding=1, bias=has_bias)
         if isinstance(conv, nn.Conv2d):
             nn.init.normal_(conv.weight, std=0.01)
             if conv.bias is not None:
@@ -31,10 +37,11 @@ def tower(channels: int, num_convs: int, layer: ConvFactory, norm: str) -> nn.Se
 def fcos_head(
     channels: int, num_classes: int, *, num_convs: int, layer: ConvFactory, norm: str
 ) -> FCOSHead:
-    """Return FCOS's head, one point a position."""
+    """Return FCOS's head, one point a position; convolutions have a bias in front of their norm."""
     head = FCOSHead(channels, 1, num_classes, num_convs=0)
-    head.classification_head.conv = tower(channels, num_convs, layer, norm)
-    head.regression_head.conv = tower(channels, num_convs, layer, norm)
+    bias = layer is nn.Conv2d
+    head.classification_head.conv = tower(channels, num_convs, layer, norm, bias=bias)
+    head.regression_head.conv = tower(channels, num_convs, layer, norm, bias=bias)
     return head
 
 

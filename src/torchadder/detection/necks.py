@@ -65,6 +65,11 @@ class FPN(nn.Module):
             source = channels
         self.top = nn.ModuleDict(top)
 
+    @property
+    def all_levels(self) -> tuple[str, ...]:
+        """Names of the levels that `forward` returns."""
+        return (*self.levels, *(("p6",) if self.extra == "pool" else self.top))
+
     def add_path_layers(self, node: Callable[..., nn.Module]) -> None:
         """Register the layers of paths that a plain pyramid does not have."""
 

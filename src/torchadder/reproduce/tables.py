@@ -314,3 +314,8 @@ TABLES = {
     )
 }
 """The tables by name."""
+
+COUNTED = {
+    "detection-energy": "Operations and energy of adder detectors (arXiv 2112.13608, table 5)",
+}
+"""Tables that are counted and not trained, by name, with their titles."""
