@@ -4,7 +4,7 @@ import pytest
 
 import rank_jobs
 import ranks
-from torchadder.training.stability import read_table
+from torchadder.stability.table import read_table
 
 
 def by_key(folder):

@@ -10,7 +10,7 @@ from torchadder.stability import (
     Normal,
     adder_filter_moments,
     gaussian_adder_variance,
-    linear_response_variance,
+    response_variance,
 )
 
 Z = 4.5
@@ -65,7 +65,7 @@ def test_independent_inputs_leave_the_diagonal(case):
     torch.testing.assert_close(got, want, rtol=1e-6, atol=0)
 
 
-def test_first_order_is_the_linear_response(case):
+def test_first_order_is_the_response_to_x(case):
     mean, covariance, weight = case
     std = covariance.diagonal().sqrt()
     slope = torch.erf((mean - weight) / (std * math.sqrt(2)))  # E sign(x - w)
@@ -76,7 +76,7 @@ def test_first_order_is_the_linear_response(case):
         ],
         1,
     )
-    got = linear_response_variance(covariance, slope, variance)
+    got = response_variance(covariance, slope, variance)
     want = gaussian_adder_variance(mean, covariance, weight, order=1)
     torch.testing.assert_close(got, want, rtol=1e-12, atol=0)
     # What it leaves out is of second order: halved correlations leave a quarter of it.
@@ -84,7 +84,7 @@ def test_first_order_is_the_linear_response(case):
     rests = []
     for factor in (0.2, 0.1):
         weak = own + factor * (covariance - own)
-        rest = gaussian_adder_variance(mean, weak, weight) - linear_response_variance(
+        rest = gaussian_adder_variance(mean, weak, weight) - response_variance(
             weak, slope, variance
         )
         rests.append(rest)
@@ -92,12 +92,12 @@ def test_first_order_is_the_linear_response(case):
     torch.testing.assert_close(rests[0] / rests[1], torch.full_like(rests[0], 4), rtol=0.1, atol=0)
 
 
-def test_linear_response_is_exact_for_a_convolution(case):
+def test_the_response_is_exact_for_a_convolution(case):
     mean, covariance, weight = case
     x = sample(mean, covariance, 2000)
     covariance = x.T.cov(correction=0)
     variance = covariance.diagonal() * weight.square()
-    got = linear_response_variance(covariance, weight, variance)
+    got = response_variance(covariance, weight, variance)
     torch.testing.assert_close(got, (x @ weight.T).var(0, correction=0), rtol=1e-10, atol=0)
 
 

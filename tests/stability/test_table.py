@@ -11,8 +11,8 @@ import torch
 
 from short_runs import recipe, weights
 from torchadder.models import lenet5_bn
+from torchadder.stability.table import read_table
 from torchadder.training import RecipeError, fit, resume
-from torchadder.training.stability import read_table
 
 EVERY = {
     "trainer.record_stability": 3,

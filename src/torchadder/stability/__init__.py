@@ -2,15 +2,16 @@
 
 * `adder_output_moments`, `conv_output_moments`, `adder_filter_moments`: mean and variance of a
   layer's output from the distributions of inputs and weights (`Normal`, `Laplace`, `Rectified`).
+* `predict_output_variance`: predictions beside measurements, for every layer of a net.
 * `StabilityMeter`: variances, batch norm's movement and gradient norms of a training step.
-* `linear_response_variance`, `gaussian_adder_variance`: the same where inputs are correlated.
+* `response_variance`, `gaussian_adder_variance`: the same where inputs are correlated.
 
 Derivations, and what they leave out, are in docs/stability.md. Runs and their folders are unknown
 here: `trainer.record_stability` of a recipe records, `torchadder diagnose --stability` reports.
 """
 
 from torchadder.stability.correlation import gaussian_adder_variance as gaussian_adder_variance
-from torchadder.stability.correlation import linear_response_variance as linear_response_variance
+from torchadder.stability.correlation import response_variance as response_variance
 from torchadder.stability.distributions import Laplace as Laplace
 from torchadder.stability.distributions import Normal as Normal
 from torchadder.stability.distributions import Rectified as Rectified
@@ -21,10 +22,13 @@ from torchadder.stability.moments import adder_filter_moments as adder_filter_mo
 from torchadder.stability.moments import adder_output_moments as adder_output_moments
 from torchadder.stability.moments import conv_output_moments as conv_output_moments
 from torchadder.stability.moments import mean_distance as mean_distance
+from torchadder.stability.prediction import LayerPrediction as LayerPrediction
+from torchadder.stability.prediction import predict_output_variance as predict_output_variance
 
 __all__ = [
     "QUANTITIES",
     "Laplace",
+    "LayerPrediction",
     "Normal",
     "OutputMoments",
     "Rectified",
@@ -33,6 +37,7 @@ __all__ = [
     "adder_output_moments",
     "conv_output_moments",
     "gaussian_adder_variance",
-    "linear_response_variance",
     "mean_distance",
+    "predict_output_variance",
+    "response_variance",
 ]

@@ -12,25 +12,37 @@ import torch
 from torch import Tensor
 
 
-def linear_response_variance(covariance: Tensor, slope: Tensor, variance: Tensor) -> Tensor:
-    """`Var Y_o = sum_k v_ok + sum_{j != k} C_jk b_oj b_ok`, for inputs of any distribution.
+def response_variance(covariance: Tensor, slope: Tensor, variance: Tensor) -> Tensor:
+    """`Var Y_o = sum_k v_ok + sum_{j != k} b_oj' C_jk b_ok`, for inputs of any distribution.
 
-    Each term `|x_k - w_ok|` is split into its best linear fit in x_k, of slope b_ok, and a rest;
-    the rests of different taps are taken as uncorrelated with each other and with other inputs.
-    For normal inputs `b_ok = E sign(x_k - w_ok)`, and the first order of the exact series of
-    `gaussian_adder_variance` is left. A convolution has `b_ok = w_ok` and no rest: exact.
+    Each term `|x_k - w_ok|` is split into its best linear fit in F features of x_k, of slopes b_ok,
+    and a rest; the rests of different taps are taken as uncorrelated with each other and with the
+    features of other taps. With x_k itself as the only feature and normal inputs,
+    `b_ok = E sign(x_k - w_ok)`, and the first order of the exact series of
+    `gaussian_adder_variance` is left; with `x_k^2` as a second feature, the second order, too. A
+    convolution has `b_ok = w_ok` and no rest: exact.
 
     Args:
-        covariance: C, covariances of the taps' inputs, shape (K, K).
-        slope: `Cov(|x_k - w_ok|, x_k) / Var x_k`, shape (O, K).
+        covariance: C, covariances of the features of all taps, those of a tap side by side, shape
+            (K F, K F).
+        slope: `Cov(features of x_k)^-1 Cov(features, |x_k - w_ok|)`, shape (O, K F).
         variance: `v_ok = Var|x_k - w_ok|`, shape (O, K).
 
     Returns:
         The variance of each output, shape (O).
     """
+    num_taps = variance.shape[1]
     together = ((slope @ covariance) * slope).sum(1)
-    alone = covariance.diagonal() * slope.square()
-    return together + (variance - alone).sum(1)
+    blocks_KFF = own_blocks(covariance, num_taps)
+    slope_OKF = slope.unflatten(1, (num_taps, -1))
+    alone = torch.einsum("okf,kfg,okg->o", slope_OKF, blocks_KFF, slope_OKF)
+    return together + variance.sum(1) - alone
+
+
+def own_blocks(covariance: Tensor, num_taps: int) -> Tensor:
+    """Covariances of the features of each tap among themselves, shape (K, F, F)."""
+    blocks_KFKF = covariance.unflatten(1, (num_taps, -1)).unflatten(0, (num_taps, -1))
+    return torch.einsum("kfkg->kfg", blocks_KFKF)
 
 
 def gaussian_adder_variance(

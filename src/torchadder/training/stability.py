@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import csv
-import io
 import os
 from pathlib import Path
 from typing import Any
@@ -16,8 +14,7 @@ from torch.optim import Optimizer
 
 from torchadder.atomic import write_atomically
 from torchadder.stability.meter import Reading, StabilityMeter
-
-COLUMNS = ("step", "layer", "quantity", "value")
+from torchadder.stability.table import COLUMNS, read_table, table_text
 
 
 class StabilityTable(Callback):
@@ -50,7 +47,7 @@ class StabilityTable(Callback):
         if trainer.is_global_zero:
             rows = read_table(self.path) if self.path.is_file() else []
             kept = [row for row in rows if row[0] < trainer.global_step]
-            write_atomically(self.path, _csv([COLUMNS, *kept]))
+            write_atomically(self.path, table_text([COLUMNS, *kept]))
 
     def on_train_batch_start(
         self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
@@ -90,7 +87,7 @@ class StabilityTable(Callback):
         rows = [row for reading in self._readings for row in reading.rows()]
         self._readings = []
         if rows:
-            _append(self.path, _csv(rows))
+            _append(self.path, table_text(rows))
 
 
 def _append(path: Path, text: str) -> None:
@@ -102,30 +99,3 @@ def _append(path: Path, text: str) -> None:
             os.fsync(file.fileno())
     except OSError as error:
         raise OSError(error.errno, f"cannot write: {error.strerror}", str(path)) from error
-
-
-def read_table(path: Path) -> list[tuple[int, str, str, float]]:
-    """The rows of a `stability.csv`.
-
-    A last row without an end is left out: its process was killed while it wrote.
-
-    Raises:
-        ValueError: If the file is something else.
-    """
-    text = path.read_text(encoding="utf-8")
-    lines = csv.reader(text[: text.rfind("\n") + 1].splitlines())
-    if tuple(next(lines, ())) != COLUMNS:
-        raise ValueError(f"{path}: the columns {', '.join(COLUMNS)} are wanted")
-    try:
-        return [(int(step), layer, name, float(value)) for step, layer, name, value in lines]
-    except ValueError as error:
-        raise ValueError(f"{path}: damaged: {error}") from error
-
-
-def _csv(rows: Any) -> str:
-    text = io.StringIO(newline="")
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerows(
-        [f"{cell:.7g}" if isinstance(cell, float) else cell for cell in row] for row in rows
-    )
-    return text.getvalue()
