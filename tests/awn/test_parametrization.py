@@ -95,7 +95,7 @@ def test_scale_keeps_the_deviation_at_the_start(axis, scale, size):
     layer = ta.nn.Adder2d(4, 6, 3).double()
     layer.weight.data.mul_(torch.arange(1, 7)[:, None, None, None])
     eps = 1e-3
-    before, norm = normalise(layer, AwnConfig(axis=axis, scale=scale, eps=eps))
+    before, norm = normalise(layer, AwnConfig(axis=axis, scale=scale, init="keep", eps=eps))
     assert norm.scale.shape == (size,)
     per_filter = before.flatten(1).var(1, correction=0)
     want = {
@@ -126,6 +126,14 @@ def test_unit_scale(init):
     normalise(layer, AwnConfig(init=init, eps=1e-12))
     deviations = layer.weight.flatten(1).std(1, correction=0)
     torch.testing.assert_close(deviations, torch.ones(6, dtype=torch.float64))
+
+
+def test_automatic_scale_is_2_in_adder_layers_and_kept_in_others():
+    for layer, _ in layers():
+        deviation = layer.weight.std(correction=0).item()
+        _, norm = normalise(layer, AwnConfig(axis="layer", scale="layer"))
+        want = 2 if isinstance(layer, ta.nn.AdderModule) else deviation
+        assert norm.scale.item() == pytest.approx(want, rel=1e-3)
 
 
 @pytest.mark.parametrize("config", CHOICES[::2], ids=lambda c: f"{c.axis}-{c.scale}")
@@ -187,8 +195,9 @@ def test_without_variance_all_is_finite(dtype, config):
     _, norm = normalise(layer, config)
     weight = layer.weight
     assert torch.isfinite(weight).all()
-    # Nothing is left but the rounding of a mean of 1000.
-    assert weight[0].abs().max() <= 1000 * torch.finfo(torch.float32).eps
+    # Nothing is left but the rounding of a mean of 1000, times v / sqrt(eps).
+    factor = 2 / math.sqrt(config.eps)
+    assert weight[0].abs().max() <= factor * 1000 * torch.finfo(torch.float32).eps
     layer(torch.randn(1, 2, 5, 5, dtype=dtype)).sum().backward()
     assert torch.isfinite(layer.parametrizations.weight.original.grad).all()
     assert torch.isfinite(norm.scale.grad).all()
@@ -258,7 +267,7 @@ def test_config_of_a_wrong_type():
         ({"axis": "channel"}, ValueError, "axis must be one of filter, layer, got 'channel'"),
         ({"scale": "global"}, ValueError, "scale must be one of filter, layer, fixed, got 'global"),
         ({"scale": None}, ValueError, "scale must be one of filter, layer, fixed, got None"),
-        ({"init": "zero"}, ValueError, "init must be one of keep, unit or a number, got 'zero'"),
+        ({"init": "zero"}, ValueError, "init must be one of auto, keep, unit or a number"),
         ({"init": 0.0}, ValueError, "init must be positive and finite, got 0.0"),
         ({"init": None}, TypeError, "init must be a number, got None"),
         ({"eps": -1e-5}, ValueError, "eps must be positive and finite, got -1e-05"),
@@ -282,7 +291,7 @@ def test_config_is_frozen_and_hashable():
 def test_repr_names_the_choices():
     layer = ta.nn.Adder2d(2, 4, 3)
     ta.awn.apply_(layer, AwnConfig(axis="layer"))
-    assert "axis=layer, scale=filter(4,), init=keep, eps=1e-06" in repr(layer)
+    assert "axis=layer, scale=filter(4,), init=auto, eps=1e-06" in repr(layer)
 
 
 def test_by_torchs_own_call():

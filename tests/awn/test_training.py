@@ -141,7 +141,8 @@ def test_shared_initial_values_are_normalised_afterwards():
 def test_weights_to_start_from_are_loaded_before(tmp_path):
     start = ta.models.lenet5_bn()
     path = ta.save(start, tmp_path / "start.safetensors")
-    task = build_task(small(**{"model.checkpoint": str(path)}), Images)
+    keep = {"model.checkpoint": str(path), "model.weight_norm": {"init": "keep"}}
+    task = build_task(small(**keep), Images)
     layer = task.model.conv2
     assert torch.equal(layer.parametrizations.weight.original, start.conv2.weight)
     centred = start.conv2.weight - start.conv2.weight.mean((1, 2, 3), keepdim=True)

@@ -13,8 +13,12 @@ from typing import Any
 
 AXES = ("filter", "layer")
 SCALES = ("filter", "layer", "fixed")
-INITS = ("keep", "unit")
+INITS = ("auto", "keep", "unit")
 ADAPTIVE = "adaptive"
+
+ADDER_SCALE = 2.0
+"""Scale of adder layers at the start, by measurement: the weights of a plain adder net, drawn from
+N(0, 1), have a deviation between 2 and 3 after a few epochs (docs/awn.md)."""
 
 
 @dataclass(frozen=True)
@@ -30,7 +34,8 @@ class AwnConfig:
         scale: "filter" (a learned scale for each filter), "layer" (one for each layer) or "fixed"
             (as "filter" or "layer", whichever ``axis`` is, and never changed).
         init: scale at the start: "keep" (the standard deviation of the weights as they are), "unit"
-            (1) or a positive number.
+            (1), a positive number, or "auto": 2 in adder layers, in others "keep". Only "keep"
+            leaves a trained net what it is, up to the mean of each filter.
         eps: added to the variance.
         decay: whether the optimizer's weight decay acts on the scale as on any other parameter;
             see :func:`torchadder.awn.parameter_groups`.
@@ -42,7 +47,7 @@ class AwnConfig:
 
     axis: str = "filter"
     scale: str = "filter"
-    init: str | float = "keep"
+    init: str | float = "auto"
     eps: float = 1e-6
     decay: bool = True
 

@@ -6,6 +6,7 @@ know.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Iterable, Mapping
 
 import torch
@@ -152,6 +153,8 @@ def _layout(layer: nn.Module) -> tuple[bool, int]:
 
 def _norm_of(layer: nn.Module, config: AwnConfig) -> AdaptiveWeightNorm:
     transposed, groups = _layout(layer)
+    if config.init == "auto" and not isinstance(layer, AdderModule):
+        config = dataclasses.replace(config, init="keep")
     return AdaptiveWeightNorm(
         layer.weight,  # type: ignore[arg-type]
         config,

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from torchadder.awn.config import AwnConfig
+from torchadder.awn.config import ADDER_SCALE, AwnConfig
 
 
 class AdaptiveWeightNorm(nn.Module):
@@ -34,7 +34,8 @@ class AdaptiveWeightNorm(nn.Module):
     Args:
         weight: the weight to be normalised, for its shape and values (``init="keep"``); filters
             come first, as in ``nn.Conv2d``: (O, C / groups, ...).
-        config: what is normalised and how, ``AwnConfig()`` by default.
+        config: what is normalised and how, ``AwnConfig()`` by default; the scale "auto" is that of
+            adder layers.
         transposed: whether the weight is that of a transposed layer, (C, O / groups, ...).
         groups: channel groups of the layer; matters where ``transposed``.
 
@@ -129,9 +130,9 @@ class AdaptiveWeightNorm(nn.Module):
         config = self.config
         kind = config.axis if config.scale == "fixed" else config.scale
         size = self.num_filters if kind == "filter" else 1
-        if not isinstance(config.init, str) or config.init == "unit":
-            value = 1.0 if isinstance(config.init, str) else config.init
-            return filters.new_full((size,), value)
+        constants = {"unit": 1.0, "auto": ADDER_SCALE}
+        if config.init != "keep":
+            return filters.new_full((size,), constants.get(config.init, config.init))
         # bfloat16 has too few digits for sums.
         wide = filters.double() if filters.dtype == torch.float64 else filters.float()
         if config.axis == "layer":
