@@ -109,6 +109,16 @@ def test_command(rows, monkeypatch, tmp_path, capsys):
     assert page.count("\n| ") == 1 + 1 + len(FCOS.rows)
 
 
+def test_the_documentation_tells_the_figures(rows):
+    docs = RESULTS.parents[1] / "docs"
+    page = (docs / "detection.md").read_text()
+    for label in ("conv", "B", "B+N", "B+N, R-PAFPN", "B+N+H"):
+        found = rows["fcos", label].counted
+        assert f"{found.num_mul / 1e9:.2f} / {found.num_add / 1e9:.2f}" in page
+        assert f"{found.energy_mj():.1f}" in page
+    assert "`detection-energy`" in (docs / "reproduce.md").read_text()
+
+
 def test_the_list_names_it(capsys):
     assert cli.main(["reproduce", "--list"]) == 0
     assert "detection-energy  Operations and energy of adder detectors" in capsys.readouterr().out
