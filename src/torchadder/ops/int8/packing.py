@@ -4,7 +4,7 @@ A sum runs over runs of bytes that are contiguous in an NHWC image: a window row
 where columns are dense, otherwise one tap of c bytes (c input channels of a group). Runs are filled
 up with zeros to steps of eight bytes, filters of a group to blocks of eight, and stored
 ``[group][run][step][filter][8]``. Depthwise filters are stored ``[tap][channel]``. The order
-depends on the layer alone, so packed filters can be saved; ``ta_sad_pack`` of csrc gives the same.
+depends on the layer alone, so packed filters can be saved; ``ta_int8_pack`` of csrc gives the same.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ BLOCK = 8
 
 
 def pack(weight: Tensor, dilation_w: int, groups: int) -> Tensor:
-    """Filters uint8 (O, C / groups, R, S) in the order of the kernels, one dimension."""
+    """Filters (O, C / groups, R, S) of bytes in the order of the kernels, one dimension."""
     O, depth, _, _ = weight.shape
     if _is_depthwise(O, depth, groups):
         return weight[:, 0].permute(1, 2, 0).flatten()
@@ -33,7 +33,7 @@ def pack(weight: Tensor, dilation_w: int, groups: int) -> Tensor:
 def unpack(
     packed: Tensor, shape: tuple[int, int, int, int], dilation_w: int, groups: int
 ) -> Tensor:
-    """What :func:`pack` has packed: uint8 of ``shape`` (O, C / groups, R, S)."""
+    """What :func:`pack` has packed: bytes of ``shape`` (O, C / groups, R, S)."""
     O, depth, R, S = shape
     if _is_depthwise(O, depth, groups):
         return packed.view(R, S, O).permute(2, 0, 1)[:, None].contiguous()

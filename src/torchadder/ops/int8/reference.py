@@ -12,10 +12,11 @@ _MAX_ELEMENTS = 2**24
 """Differences held at once."""
 
 
-def sad_conv2d(input: Tensor, weight: Tensor, zero_point: int, geometry: Geometry) -> Tensor:
-    """``y[n,o,p,q] = -sum_{c,r,s} |x[n,c,h,v] - w[o,c,r,s]|``, int32, in channels-last form.
+def layer(kind: str, input: Tensor, weight: Tensor, zero_point: int, geometry: Geometry) -> Tensor:
+    """``y[n,o,p,q] = -sum_{c,r,s} |x[n,c,h,v] - w[o,c,r,s]|`` or ``sum x w``, int32.
 
-    Pixels of the padding are ``zero_point``.
+    Pixels of the padding are ``zero_point``. Filters of an adder layer are uint8, those of a
+    convolution int8. The result is in channels-last form.
     """
     (sh, sw), (ph, pw), (dh, dw), groups = geometry
     O, depth, R, S = weight.shape
@@ -32,7 +33,8 @@ def sad_conv2d(input: Tensor, weight: Tensor, zero_point: int, geometry: Geometr
         for start in range(o, o + filters, chunk):
             part = slice(start, min(start + chunk, o + filters))
             taps = weight[part].to(torch.int32).transpose(0, 1)[None, :, :, None, None]
-            result[:, part] = -(patches - taps).abs().sum((1, 5, 6), dtype=torch.int32)
+            terms = -(patches - taps).abs() if kind == "adder2d" else patches * taps
+            result[:, part] = terms.sum((1, 5, 6), dtype=torch.int32)
     return result.contiguous(memory_format=torch.channels_last)
 
 

@@ -15,9 +15,11 @@ from torchadder.ops.geometry import Geometry
 
 Shape = tuple[int, int, int, int]
 
+_KINDS = {"adder2d": 0, "conv2d": 1}
+
 
 class _Problem(ctypes.Structure):
-    """``struct ta_sad_problem``."""
+    """``struct ta_int8_problem``."""
 
     _fields_ = tuple(
         (name, ctypes.c_int64)
@@ -49,19 +51,22 @@ def library() -> ctypes.CDLL | None:
     handle = cpu.library()
     if handle is None:
         return None
-    if not hasattr(handle, "ta_sad_conv2d"):
+    if not hasattr(handle, "ta_int8_conv2d"):
         raise ImportError("the compiled kernels are older than this torchadder: reinstall it")
     problem, pointer = ctypes.POINTER(_Problem), ctypes.c_void_p
     byte, integer = ctypes.c_uint8, ctypes.c_int
-    handle.ta_sad_conv2d.argtypes = (problem, pointer, pointer, byte, pointer, integer)
-    handle.ta_sad_conv2d_requantised.argtypes = (
-        problem, pointer, pointer, byte, ctypes.POINTER(_Requantisation), pointer, integer,
+    handle.ta_int8_conv2d.argtypes = (
+        problem, integer, pointer, pointer, byte, pointer, integer,
+    )  # fmt: skip
+    handle.ta_int8_conv2d_requantised.argtypes = (
+        problem, integer, pointer, pointer, byte, ctypes.POINTER(_Requantisation), pointer, integer,
     )  # fmt: skip
     return handle
 
 
-def sad_conv2d(
+def layer(
     handle: ctypes.CDLL,
+    kind: str,
     input: Tensor,
     packed: Tensor,
     kernel: Shape,
@@ -75,16 +80,17 @@ def sad_conv2d(
     if y.numel():
         problem = _problem(x.shape, kernel, size, geometry)
         _check(
-            handle.ta_sad_conv2d(
-                problem, x.data_ptr(), packed.data_ptr(), zero_point, y.data_ptr(),
+            handle.ta_int8_conv2d(
+                problem, _KINDS[kind], x.data_ptr(), packed.data_ptr(), zero_point, y.data_ptr(),
                 torch.get_num_threads(),
             )
         )  # fmt: skip
     return y
 
 
-def sad_conv2d_requantised(
+def requantised_layer(
     handle: ctypes.CDLL,
+    kind: str,
     input: Tensor,
     packed: Tensor,
     kernel: Shape,
@@ -99,7 +105,7 @@ def sad_conv2d_requantised(
     residual_multiplier: int,
     size: Shape,
 ) -> Tensor:
-    """Bytes; arguments as of :func:`sad_conv2d` and :func:`reference.requantise`."""
+    """Bytes; arguments as of :func:`layer` and :func:`reference.requantise`."""
     x = input.contiguous(memory_format=torch.channels_last)
     y = torch.empty(size, dtype=torch.uint8, memory_format=torch.channels_last)
     if y.numel():
@@ -112,9 +118,9 @@ def sad_conv2d_requantised(
         )  # fmt: skip
         problem = _problem(x.shape, kernel, size, geometry)
         _check(
-            handle.ta_sad_conv2d_requantised(
-                problem, x.data_ptr(), packed.data_ptr(), zero_point, how, y.data_ptr(),
-                torch.get_num_threads(),
+            handle.ta_int8_conv2d_requantised(
+                problem, _KINDS[kind], x.data_ptr(), packed.data_ptr(), zero_point, how,
+                y.data_ptr(), torch.get_num_threads(),
             )
         )  # fmt: skip
     return y

@@ -8,9 +8,9 @@
 #include <cstdint>
 #include <vector>
 
-#include "torchadder_sad.h"
+#include "torchadder_int8.h"
 
-namespace torchadder::sad {
+namespace torchadder::int8 {
 
 constexpr int64_t kStepBytes = 8;
 constexpr int64_t kBlock = 8;  // filters that lie together in a step
@@ -24,7 +24,7 @@ struct Run {
 };
 
 struct Plan {
-  ta_sad_problem problem;
+  ta_int8_problem problem;
   bool depthwise;          // one input and one output channel a group: lanes are channels
   bool in_place;           // windows are read from the image itself
   int64_t depth;           // input channels of a group
@@ -41,9 +41,9 @@ struct Plan {
   int64_t slab_bytes() const { return slab_rows * row_bytes + kStepBytes; }
 };
 
-Plan make_plan(const ta_sad_problem& problem);
+Plan make_plan(const ta_int8_problem& problem);
 
-int64_t packed_size(const ta_sad_problem& problem);
-void pack(const ta_sad_problem& problem, const uint8_t* w, uint8_t* packed);
+int64_t packed_size(const ta_int8_problem& problem);
+void pack(const ta_int8_problem& problem, const uint8_t* w, uint8_t* packed);
 
-}  // namespace torchadder::sad
+}  // namespace torchadder::int8

@@ -10,9 +10,9 @@ import pytest
 import torch
 
 import torchadder
-from torchadder.ops import sad
+from torchadder.ops import int8
 from torchadder.ops.geometry import make_geometry
-from torchadder.ops.sad import cpu, packing, reference
+from torchadder.ops.int8 import cpu, packing, reference
 
 ops = torch.ops.torchadder
 
@@ -38,10 +38,12 @@ def random_bytes(*shape):
     return torch.randint(0, 256, shape, dtype=torch.uint8)
 
 
-def operands(problem):
+def operands(problem, kind="adder2d"):
     (N, C, H, W), (O, R, S), stride, padding, dilation, groups = problem
     x = random_bytes(N, C, H, W).contiguous(memory_format=torch.channels_last)
     w = random_bytes(O, C // groups, R, S)
+    if kind == "conv2d":
+        w = w.view(torch.int8)
     return x, w, (stride, padding, dilation, groups)
 
 
@@ -59,29 +61,33 @@ def plain_sums(x, w, zero_point, stride, padding, dilation, groups):
         rows = slice(r * dilation[0], r * dilation[0] + (P - 1) * stride[0] + 1, stride[0])
         cols = slice(s * dilation[1], s * dilation[1] + (Q - 1) * stride[1] + 1, stride[1])
         taps = image[:, first : first + depth, rows, cols]
-        y[:, o] -= (taps - w[o, :, r, s].long()[:, None, None]).abs().sum(1)
+        weights = w[o, :, r, s].long()[:, None, None]
+        terms = taps * weights if w.dtype == torch.int8 else -(taps - weights).abs()
+        y[:, o] += terms.sum(1)
     return y
 
 
 @pytest.mark.parametrize("problem", PROBLEMS, ids=str)
-@pytest.mark.parametrize("zero_point", [0, 131])
-def test_sums_are_exact(problem, zero_point):
-    x, w, window = operands(problem)
+@pytest.mark.parametrize(("kind", "zero_point"), [("adder2d", 0), ("adder2d", 131), ("conv2d", 9)])
+def test_sums_are_exact(problem, kind, zero_point):
+    x, w, window = operands(problem, kind)
+    layer = getattr(ops, f"{kind}_int8")
     want = plain_sums(x, w, zero_point, *window)
-    packed = sad.pack(w, window[2], window[3])
-    got = ops.sad_conv2d(x, packed, w.shape, zero_point, *window)
+    packed = int8.pack(w, window[2], window[3])
+    got = layer(x, packed, w.shape, zero_point, *window)
     assert got.dtype == torch.int32
     assert got.is_contiguous(memory_format=torch.channels_last)
     assert torch.equal(got.long(), want)
-    assert torch.equal(got, reference.sad_conv2d(x, w, zero_point, make_geometry(*window)))
+    assert torch.equal(got, reference.layer(kind, x, w, zero_point, make_geometry(*window)))
     moved = x.contiguous()  # NCHW gives the same
-    assert torch.equal(ops.sad_conv2d(moved, packed, w.shape, zero_point, *window), got)
+    assert torch.equal(layer(moved, packed, w.shape, zero_point, *window), got)
 
 
 @pytest.mark.parametrize("problem", PROBLEMS, ids=str)
+@pytest.mark.parametrize("kind", ["adder2d", "conv2d"])
 @pytest.mark.parametrize("with_residual", [False, True])
-def test_requantised_bytes_are_exact(problem, with_residual):
-    x, w, window = operands(problem)
+def test_requantised_bytes_are_exact(problem, kind, with_residual):
+    x, w, window = operands(problem, kind)
     sums = plain_sums(x, w, 7, *window)
     O = w.shape[0]
     multiplier = torch.randint(-(2**31) + 1, 2**31, (O,), dtype=torch.int32)
@@ -93,11 +99,11 @@ def test_requantised_bytes_are_exact(problem, with_residual):
         want = want - 2_000_000_011 * residual.long()
     want = torch.div(want, 2**33, rounding_mode="floor").clamp(3, 250)
     how = (multiplier, offset, 33, 3, 250, residual, -2_000_000_011)
-    packed = sad.pack(w, window[2], window[3])
-    got = ops.sad_conv2d_requantised(x, packed, w.shape, 7, *window, *how)
+    packed = int8.pack(w, window[2], window[3])
+    got = getattr(ops, f"{kind}_int8_requantised")(x, packed, w.shape, 7, *window, *how)
     assert got.dtype == torch.uint8
     assert torch.equal(got.long(), want)
-    plain = reference.sad_conv2d(x, w, 7, make_geometry(*window))
+    plain = reference.layer(kind, x, w, 7, make_geometry(*window))
     assert torch.equal(reference.requantise(plain, *how), got)
 
 
@@ -105,19 +111,19 @@ def test_requantised_bytes_are_exact(problem, with_residual):
 def test_packing_is_that_of_the_c_interface_and_can_be_undone(problem):
     x, w, window = operands(problem)
     _, _, dilation, groups = window
-    packed = sad.pack(w, dilation, groups)
+    packed = int8.pack(w, dilation, groups)
     assert torch.equal(packing.unpack(packed, tuple(w.shape), dilation[1], groups), w)
     assert packing.packed_size(tuple(w.shape), dilation[1], groups) == packed.numel()
     handle = cpu.library()
     if handle is None:
         pytest.skip("the compiled kernels are not loaded")
-    size = ops.sad_conv2d(x, packed, w.shape, 0, *window).shape
+    size = ops.adder2d_int8(x, packed, w.shape, 0, *window).shape
     c_problem = cpu._problem(tuple(x.shape), tuple(w.shape), tuple(size), make_geometry(*window))
-    handle.ta_sad_packed_size.restype = ctypes.c_int64
-    assert handle.ta_sad_packed_size(ctypes.byref(c_problem)) == packed.numel()
+    handle.ta_int8_packed_size.restype = ctypes.c_int64
+    assert handle.ta_int8_packed_size(ctypes.byref(c_problem)) == packed.numel()
     other = torch.empty_like(packed)
-    handle.ta_sad_pack.restype = None
-    handle.ta_sad_pack(
+    handle.ta_int8_pack.restype = None
+    handle.ta_int8_pack(
         ctypes.byref(c_problem), ctypes.c_void_p(w.data_ptr()), ctypes.c_void_p(other.data_ptr())
     )
     assert torch.equal(other, packed)
@@ -127,7 +133,7 @@ def test_the_largest_sums_fit():
     taps = 2**23
     x = torch.zeros(1, taps, 1, 1, dtype=torch.uint8)
     w = torch.full((1, taps, 1, 1), 255, dtype=torch.uint8)
-    y = ops.sad_conv2d(x, sad.pack(w), w.shape, 0, (1, 1), (0, 0), (1, 1), 1)
+    y = ops.adder2d_int8(x, int8.pack(w), w.shape, 0, (1, 1), (0, 0), (1, 1), 1)
     assert y.item() == -255 * taps
 
 
@@ -135,12 +141,12 @@ def in_a_process_of_its_own(**environment):
     """Name of the implementation and a hash of what it computes."""
     code = (
         "import torch, torchadder\n"
-        "from torchadder.ops import sad\n"
+        "from torchadder.ops import int8\n"
         "torch.manual_seed(0)\n"
         "w = torch.randint(0, 256, (37, 19, 3, 3), dtype=torch.uint8)\n"
         "x = torch.randint(0, 256, (2, 19, 11, 9), dtype=torch.uint8)\n"
         "window = ((1, 1), (1, 1), (1, 1), 1)\n"
-        "y = torch.ops.torchadder.sad_conv2d(x, sad.pack(w), w.shape, 9, *window)\n"
+        "y = torch.ops.torchadder.adder2d_int8(x, int8.pack(w), w.shape, 9, *window)\n"
         "print(torchadder.ops.cpu_library_info()['instruction_set'])\n"
         "print(hash(tuple(y.flatten().tolist())))\n"
     )
@@ -169,11 +175,11 @@ def test_every_instruction_set_gives_the_same(by_default, capability):
 @pytest.mark.parametrize("threads", [1, 2, 3])
 def test_results_do_not_depend_on_the_number_of_threads(threads):
     x, w, window = operands(PROBLEMS[0])
-    packed = sad.pack(w)
+    packed = int8.pack(w)
     before = torch.get_num_threads()
     try:
         torch.set_num_threads(threads)
-        got = ops.sad_conv2d(x, packed, w.shape, 5, *window)
+        got = ops.adder2d_int8(x, packed, w.shape, 5, *window)
     finally:
         torch.set_num_threads(before)
     assert torch.equal(got.long(), plain_sums(x, w, 5, *window))
@@ -181,7 +187,7 @@ def test_results_do_not_depend_on_the_number_of_threads(threads):
 
 def call(x, w, **changes):
     arguments = {
-        "packed": sad.pack(w) if w.dtype == torch.uint8 else w.flatten(),
+        "packed": int8.pack(w) if w.dtype == torch.uint8 else w.flatten(),
         "kernel": tuple(w.shape),
         "zero_point": 0,
         "stride": (1, 1),
@@ -189,7 +195,7 @@ def call(x, w, **changes):
         "dilation": (1, 1),
         "groups": 1,
     } | changes
-    return ops.sad_conv2d(x, *arguments.values())
+    return ops.adder2d_int8(x, *arguments.values())
 
 
 @pytest.mark.parametrize(
@@ -213,12 +219,12 @@ def test_bad_arguments_are_refused(changes, error, message):
 def test_floats_are_refused():
     with pytest.raises(TypeError, match=r"input must be uint8, got torch.float32"):
         call(torch.zeros(1, 4, 6, 6), random_bytes(3, 4, 3, 3))
-    with pytest.raises(TypeError, match="weight must be uint8"):
-        sad.pack(torch.zeros(3, 4, 3, 3))
+    with pytest.raises(TypeError, match="weight must be uint8 or int8"):
+        int8.pack(torch.zeros(3, 4, 3, 3))
     with pytest.raises(ValueError, match=r"weight must have shape"):
-        sad.pack(random_bytes(3, 4))
+        int8.pack(random_bytes(3, 4))
     with pytest.raises(ValueError, match=r"must be divisible by groups"):
-        sad.pack(random_bytes(3, 4, 1, 1), groups=2)
+        int8.pack(random_bytes(3, 4, 1, 1), groups=2)
 
 
 def test_bad_requantisations_are_refused():
@@ -235,7 +241,7 @@ def test_bad_requantisations_are_refused():
 
     def run(**changes):
         how = (good | changes).values()
-        return ops.sad_conv2d_requantised(x, sad.pack(w), w.shape, 0, *window, *how)
+        return ops.adder2d_int8_requantised(x, int8.pack(w), w.shape, 0, *window, *how)
 
     run()
     for changes, error, message in (
@@ -252,8 +258,8 @@ def test_bad_requantisations_are_refused():
 
 def test_operators_are_registered_completely():
     x, w, window = operands(PROBLEMS[0])
-    operands_ = (x, sad.pack(w), tuple(w.shape), 3, *window)
-    torch.library.opcheck(ops.sad_conv2d.default, operands_)
+    operands_ = (x, int8.pack(w), tuple(w.shape), 3, *window)
+    torch.library.opcheck(ops.adder2d_int8.default, operands_)
     how = (
         torch.ones(32, dtype=torch.int32),
         torch.zeros(32, dtype=torch.int64),
@@ -263,17 +269,17 @@ def test_operators_are_registered_completely():
         None,
         0,
     )
-    torch.library.opcheck(ops.sad_conv2d_requantised.default, (*operands_, *how))
+    torch.library.opcheck(ops.adder2d_int8_requantised.default, (*operands_, *how))
 
 
 def test_compiles_as_one_graph():
     x, w, window = operands(PROBLEMS[0])
-    packed = sad.pack(w)
+    packed = int8.pack(w)
 
     def layer(x):
-        return ops.sad_conv2d(x, packed, w.shape, 3, *window) + 1
+        return ops.adder2d_int8(x, packed, w.shape, 3, *window) + 1
 
     compiled = torch.compile(layer, fullgraph=True, backend="aot_eager")
     assert torch.equal(compiled(x), layer(x))
     torch._dynamo.reset()
-    assert torchadder.ops.sad is sad
+    assert torchadder.ops.int8 is int8

@@ -1,9 +1,9 @@
-#include "sad/plan.h"
+#include "int8/plan.h"
 
 #include <algorithm>
 #include <cstring>
 
-namespace torchadder::sad {
+namespace torchadder::int8 {
 namespace {
 
 // Slabs stay in the second cache, beside a panel of filters.
@@ -11,19 +11,19 @@ constexpr int64_t kSlabBytes = 128 * 1024;
 // Fewer pixels than this leave the tiles of a unit ragged.
 constexpr int64_t kUnitPixels = 192;
 
-bool is_depthwise(const ta_sad_problem& p) {
+bool is_depthwise(const ta_int8_problem& p) {
   return p.groups > 1 && p.in_channels == p.groups && p.out_channels == p.groups;
 }
 
 // Taps that follow one another in memory are one run. Only dense columns do; filters are packed in
 // the same way whether or not windows are read in place, so the image's size plays no part.
-bool joins_columns(const ta_sad_problem& p) {
+bool joins_columns(const ta_int8_problem& p) {
   return p.dilation_w == 1 && (p.groups == 1 || (p.in_channels / p.groups) % kStepBytes != 0);
 }
 
 }  // namespace
 
-Plan make_plan(const ta_sad_problem& p) {
+Plan make_plan(const ta_int8_problem& p) {
   Plan plan{};
   plan.problem = p;
   plan.depthwise = is_depthwise(p);
@@ -63,11 +63,11 @@ Plan make_plan(const ta_sad_problem& p) {
   return plan;
 }
 
-int64_t packed_size(const ta_sad_problem& problem) {
+int64_t packed_size(const ta_int8_problem& problem) {
   return make_plan(problem).group_packed * problem.groups;
 }
 
-void pack(const ta_sad_problem& p, const uint8_t* w, uint8_t* packed) {
+void pack(const ta_int8_problem& p, const uint8_t* w, uint8_t* packed) {
   const Plan plan = make_plan(p);
   const int64_t taps = p.kernel_h * p.kernel_w;
   if (plan.depthwise) {  // (C, R, S) to (R, S, C)
@@ -93,4 +93,4 @@ void pack(const ta_sad_problem& p, const uint8_t* w, uint8_t* packed) {
   }
 }
 
-}  // namespace torchadder::sad
+}  // namespace torchadder::int8

@@ -7,9 +7,11 @@
 
 namespace {
 
-struct SadPortable {
+struct AdderPortable {
   // A tile: pixels, and blocks of eight filters, whose sums are held in registers.
   static constexpr int kPixels = 2, kBlocks = 1;
+  // Sign of the result against the sums: -1 for distances.
+  static constexpr int kSign = -1;
   // Steps after which sums have to be added to their totals: 257 differences fit 16 bits.
   static constexpr int64_t kMaxSteps = 257;
 
@@ -53,6 +55,50 @@ struct SadPortable {
     return sums;
   }
   // total[f] += the sum of filter f.
+  static void accumulate(Sums sums, int32_t* total) {
+    for (int f = 0; f < 8; f++) {
+      int32_t sum = 0;
+      for (int i = 0; i < 8; i++) sum += sums.of[f][i];
+      total[f] += sum;
+    }
+  }
+};
+
+// Products of unsigned pixels and signed filters.
+struct ConvolutionPortable {
+  static constexpr int kPixels = 2, kBlocks = 1, kSign = 1;
+  static constexpr int64_t kMaxSteps = INT64_MAX;
+
+  typedef int8_t Signed __attribute__((vector_size(8)));
+  typedef uint8_t Unsigned __attribute__((vector_size(8)));
+  typedef int16_t Shorts __attribute__((vector_size(16)));
+  typedef int32_t Ints __attribute__((vector_size(32)));
+
+  using Pixel = Shorts;
+  struct Filters {
+    Signed of[8];
+  };
+  struct Sums {
+    Ints of[8];
+  };
+
+  static Pixel broadcast(uint64_t bytes) {
+    Unsigned x;
+    std::memcpy(&x, &bytes, sizeof x);
+    return __builtin_convertvector(x, Shorts);
+  }
+  static Filters load(const uint8_t* w) {
+    Filters filters;
+    std::memcpy(&filters, w, sizeof filters);
+    return filters;
+  }
+  static Sums zero() { return Sums{}; }
+  static Sums add(Sums sums, Pixel x, Filters w) {
+    // 255 * 128 fits 16 bits.
+    for (int f = 0; f < 8; f++)
+      sums.of[f] += __builtin_convertvector(x * __builtin_convertvector(w.of[f], Shorts), Ints);
+    return sums;
+  }
   static void accumulate(Sums sums, int32_t* total) {
     for (int f = 0; f < 8; f++) {
       int32_t sum = 0;

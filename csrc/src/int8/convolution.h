@@ -1,4 +1,4 @@
-// y = -sum |x - w| of bytes, as int32 or requantised. V is a vector type of simd_*.h. Everything here
+// y = -sum |x - w| or sum x w of bytes, as int32 or requantised. V is a vector type of simd_*.h. Everything here
 // is local to the translation unit that includes it, which is compiled for one instruction set.
 //
 // A tile of V::kPixels pixels and V::kBlocks blocks of eight filters is summed in registers; what one
@@ -11,15 +11,15 @@
 #include <cstring>
 #include <memory>
 
-#include "sad/plan.h"
+#include "int8/plan.h"
 
 namespace {
 
-using torchadder::sad::ceil_div;
-using torchadder::sad::kBlock;
-using torchadder::sad::kStepBytes;
-using torchadder::sad::Plan;
-using torchadder::sad::Run;
+using torchadder::int8::ceil_div;
+using torchadder::int8::kBlock;
+using torchadder::int8::kStepBytes;
+using torchadder::int8::Plan;
+using torchadder::int8::Run;
 
 struct Free {
   void operator()(uint8_t* memory) const { std::free(memory); }
@@ -117,7 +117,8 @@ Tile<V> choose_tile(int pixels, int blocks) {
   }
 }
 
-// Where sums go: as they are, negated.
+// Where sums go: as they are, with their sign.
+template <int kSign>
 class SumSink {
  public:
   explicit SumSink(int32_t* y) : y_(y) {}
@@ -125,7 +126,7 @@ class SumSink {
   void write(const int32_t* total, int64_t count, int64_t pixel, int64_t channels,
              int64_t channel) const {
     int32_t* to = y_ + pixel * channels + channel;
-    for (int64_t i = 0; i < count; i++) to[i] = -total[i];
+    for (int64_t i = 0; i < count; i++) to[i] = kSign * total[i];
   }
 
  private:
@@ -133,6 +134,7 @@ class SumSink {
 };
 
 // Or requantised to bytes.
+template <int kSign>
 class ByteSink {
  public:
   ByteSink(const ta_requantisation& how, uint8_t* y) : how_(how), y_(y) {}
@@ -145,13 +147,13 @@ class ByteSink {
     uint8_t* to = y_ + at;
     if (how_.residual == nullptr) {
       for (int64_t i = 0; i < count; i++)
-        to[i] = narrow(offset[i] - static_cast<int64_t>(total[i]) * multiplier[i]);
+        to[i] = narrow(offset[i] + kSign * static_cast<int64_t>(total[i]) * multiplier[i]);
       return;
     }
     const uint8_t* residual = how_.residual + at;
     const int64_t factor = how_.residual_multiplier;
     for (int64_t i = 0; i < count; i++)
-      to[i] = narrow(offset[i] - static_cast<int64_t>(total[i]) * multiplier[i] +
+      to[i] = narrow(offset[i] + kSign * static_cast<int64_t>(total[i]) * multiplier[i] +
                      factor * residual[i]);
   }
 
@@ -169,9 +171,9 @@ class ByteSink {
 template <class V, class Sink>
 class Convolution {
  public:
-  Convolution(const ta_sad_problem& problem, const uint8_t* x, const uint8_t* packed,
+  Convolution(const ta_int8_problem& problem, const uint8_t* x, const uint8_t* packed,
               uint8_t zero_point, const Sink& sink)
-      : plan_(torchadder::sad::make_plan(problem)),
+      : plan_(torchadder::int8::make_plan(problem)),
         p_(plan_.problem),
         x_(x),
         packed_(packed),
@@ -270,7 +272,12 @@ class Convolution {
       for (int64_t s = 0; s < p_.kernel_w; s++, w += channels) {
         const uint8_t* x = base + r * p_.dilation_h * plan_.row_bytes +
                            s * p_.dilation_w * plan_.pixel_bytes;
-        for (int64_t c = 0; c < channels; c++) total[c] += x[c] < w[c] ? w[c] - x[c] : x[c] - w[c];
+        if constexpr (V::kSign < 0) {
+          for (int64_t c = 0; c < channels; c++)
+            total[c] += x[c] < w[c] ? w[c] - x[c] : x[c] - w[c];
+        } else {
+          for (int64_t c = 0; c < channels; c++) total[c] += x[c] * static_cast<int8_t>(w[c]);
+        }
       }
     sink_.write(total, channels, pixel, channels, 0);
   }
@@ -313,7 +320,7 @@ class Convolution {
   }
 
   const Plan plan_;
-  const ta_sad_problem& p_;
+  const ta_int8_problem& p_;
   const uint8_t* x_;
   const uint8_t* packed_;
   const uint8_t zero_point_;
@@ -321,15 +328,18 @@ class Convolution {
 };
 
 template <class V>
-int sums(const ta_sad_problem& problem, const uint8_t* x, const uint8_t* packed,
+int sums(const ta_int8_problem& problem, const uint8_t* x, const uint8_t* packed,
          uint8_t zero_point, int32_t* y, int threads) {
-  return Convolution<V, SumSink>(problem, x, packed, zero_point, SumSink(y)).run(threads);
+  return Convolution<V, SumSink<V::kSign>>(problem, x, packed, zero_point, SumSink<V::kSign>(y))
+      .run(threads);
 }
 
 template <class V>
-int requantised(const ta_sad_problem& problem, const uint8_t* x, const uint8_t* packed,
+int requantised(const ta_int8_problem& problem, const uint8_t* x, const uint8_t* packed,
                 uint8_t zero_point, const ta_requantisation& how, uint8_t* y, int threads) {
-  return Convolution<V, ByteSink>(problem, x, packed, zero_point, ByteSink(how, y)).run(threads);
+  return Convolution<V, ByteSink<V::kSign>>(problem, x, packed, zero_point,
+                                            ByteSink<V::kSign>(how, y))
+      .run(threads);
 }
 
 }  // namespace

@@ -1,7 +1,7 @@
 // Checks the integer kernels through the C interface against plain loops, bit for bit, on random
 // problems, without torch or Python: the program that runs under AddressSanitizer and UBSan.
 //
-//   check_sad [problems] [seed]
+//   check_int8 [problems] [seed]
 //
 // TORCHADDER_CPU_CAPABILITY chooses the instruction set, as in the library.
 #include <algorithm>
@@ -10,7 +10,7 @@
 #include <random>
 #include <vector>
 
-#include "torchadder_sad.h"
+#include "torchadder_int8.h"
 
 namespace {
 
@@ -31,7 +31,7 @@ std::vector<uint8_t> bytes(int64_t count) {
   return values;
 }
 
-bool random_problem(ta_sad_problem* p) {
+bool random_problem(ta_int8_problem* p) {
   const int kind = static_cast<int>(between(0, 3));
   p->groups = kind == 0 ? pick({2, 3, 8}) : kind == 1 ? pick({2, 17, 64, 100}) : 1;
   const bool depthwise = kind == 1;
@@ -57,7 +57,7 @@ bool random_problem(ta_sad_problem* p) {
   return true;
 }
 
-std::vector<int32_t> plain_sums(const ta_sad_problem& p, const std::vector<uint8_t>& x,
+std::vector<int32_t> plain_sums(const ta_int8_problem& p, int kind, const std::vector<uint8_t>& x,
                                 const std::vector<uint8_t>& w, uint8_t zero_point) {
   const int64_t depth = p.in_channels / p.groups, filters = p.out_channels / p.groups;
   std::vector<int32_t> y;
@@ -76,25 +76,29 @@ std::vector<int32_t> plain_sums(const ta_sad_problem& p, const std::vector<uint8
                 const int pixel =
                     inside ? x[((n * p.height + h) * p.width + v) * p.in_channels + channel]
                            : zero_point;
-                sum += std::abs(pixel - w[((o * depth + c) * p.kernel_h + r) * p.kernel_w + s]);
+                const uint8_t byte = w[((o * depth + c) * p.kernel_h + r) * p.kernel_w + s];
+                if (kind == TA_INT8_ADDER)
+                  sum -= std::abs(pixel - byte);
+                else
+                  sum += pixel * static_cast<int8_t>(byte);
               }
-          y.push_back(-sum);
+          y.push_back(sum);
         }
   return y;
 }
 
-bool check(const ta_sad_problem& p, int threads) {
+bool check(const ta_int8_problem& p, int kind, int threads) {
   // Exactly sized, so that AddressSanitizer sees any access beyond the ends.
   const std::vector<uint8_t> x = bytes(p.batch * p.height * p.width * p.in_channels);
   const std::vector<uint8_t> w =
       bytes(p.out_channels * p.in_channels / p.groups * p.kernel_h * p.kernel_w);
   const uint8_t zero_point = static_cast<uint8_t>(between(0, 255));
-  std::vector<uint8_t> packed(static_cast<size_t>(ta_sad_packed_size(&p)));
-  ta_sad_pack(&p, w.data(), packed.data());
+  std::vector<uint8_t> packed(static_cast<size_t>(ta_int8_packed_size(&p)));
+  ta_int8_pack(&p, w.data(), packed.data());
 
-  const std::vector<int32_t> want = plain_sums(p, x, w, zero_point);
+  const std::vector<int32_t> want = plain_sums(p, kind, x, w, zero_point);
   std::vector<int32_t> y(want.size(), 1);
-  if (ta_sad_conv2d(&p, x.data(), packed.data(), zero_point, y.data(), threads) != TA_OK ||
+  if (ta_int8_conv2d(&p, kind, x.data(), packed.data(), zero_point, y.data(), threads) != TA_OK ||
       y != want)
     return false;
 
@@ -125,7 +129,7 @@ bool check(const ta_sad_problem& p, int threads) {
       want_bytes.push_back(static_cast<uint8_t>(
           std::min<int64_t>(how.high, std::max<int64_t>(how.low, value))));
     }
-    if (ta_sad_conv2d_requantised(&p, x.data(), packed.data(), zero_point, &how, got.data(),
+    if (ta_int8_conv2d_requantised(&p, kind, x.data(), packed.data(), zero_point, &how, got.data(),
                                   threads) != TA_OK ||
         got != want_bytes)
       return false;
@@ -140,12 +144,13 @@ int main(int argc, char** argv) {
   generator.seed(argc > 2 ? static_cast<unsigned>(std::atoi(argv[2])) : 0);
   int checked = 0;
   while (checked < problems) {
-    ta_sad_problem p{};
+    ta_int8_problem p{};
     if (!random_problem(&p)) continue;
-    if (!check(p, static_cast<int>(between(1, 3)))) {
-      std::printf("failed: batch %lld, in %lld x %lld x %lld, out %lld, kernel %lld x %lld, "
+    const int kind = checked % 2 == 0 ? TA_INT8_ADDER : TA_INT8_CONVOLUTION;
+    if (!check(p, kind, static_cast<int>(between(1, 3)))) {
+      std::printf("failed: kind %d, batch %lld, in %lld x %lld x %lld, out %lld, kernel %lld x %lld, "
                   "stride %lld %lld, pad %lld %lld, dilation %lld %lld, groups %lld\n",
-                  (long long)p.batch, (long long)p.in_channels, (long long)p.height,
+                  kind, (long long)p.batch, (long long)p.in_channels, (long long)p.height,
                   (long long)p.width, (long long)p.out_channels, (long long)p.kernel_h,
                   (long long)p.kernel_w, (long long)p.stride_h, (long long)p.stride_w,
                   (long long)p.pad_h, (long long)p.pad_w, (long long)p.dilation_h,

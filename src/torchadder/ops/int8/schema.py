@@ -1,21 +1,25 @@
-"""Declares ``torchadder::sad_conv2d`` and ``sad_conv2d_requantised``, as ``ops/schema.py`` does.
+"""Declares ``torchadder::adder2d_int8``, ``conv2d_int8`` and their requantised forms.
 
 For inference only: bytes have no gradients. Filters come packed
-(:mod:`torchadder.ops.sad.packing`) with their shape beside them, so that a layer holds them once.
+(:mod:`torchadder.ops.int8.packing`) with their shape beside them, so that a layer holds them once.
+The two kinds of layer share everything but the dtype of the filters, so each function below is
+registered for both.
 """
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
 from torchadder.ops.geometry import Geometry, make_geometry, output_size
-from torchadder.ops.sad import cpu, packing, reference
+from torchadder.ops.int8 import cpu, packing, reference
 
-MAX_TAPS = 2**23
-"""Pairs of one sum: more would not fit 32 bits."""
+FILTER_DTYPES = {"adder2d": torch.uint8, "conv2d": torch.int8}
+MAX_TERMS = {"adder2d": 2**23, "conv2d": 2**16}
+"""Terms of one sum that fit 32 bits."""
 
 _WINDOW = "SymInt[2] stride, SymInt[2] padding, SymInt[2] dilation, SymInt groups"
 _OPERANDS = f"Tensor input, Tensor packed, SymInt[4] kernel, SymInt zero_point, {_WINDOW}"
@@ -23,13 +27,6 @@ _REQUANTISATION = (
     "Tensor multiplier, Tensor offset, SymInt shift, SymInt low, SymInt high, Tensor? residual, "
     "SymInt residual_multiplier"
 )
-
-_library = torch.library.Library("torchadder", "FRAGMENT")
-for _name, _arguments in (
-    ("sad_conv2d", _OPERANDS),
-    ("sad_conv2d_requantised", f"{_OPERANDS}, {_REQUANTISATION}"),
-):
-    _library.define(f"{_name}({_arguments}) -> Tensor", tags=(torch.Tag.pt2_compliant_tag,))
 
 Ints = Sequence[int]
 Shape = tuple[int, int, int, int]
@@ -39,19 +36,19 @@ def pack(weight: Tensor, dilation: Ints = (1, 1), groups: int = 1) -> Tensor:
     """Filters in the order in which the operators want them.
 
     Args:
-        weight: uint8, shape (O, C / groups, R, S).
+        weight: uint8 for an adder layer, int8 for a convolution; shape (O, C / groups, R, S).
         dilation: of the layer, (vertical, horizontal).
         groups: of the layer.
 
     Returns:
-        uint8, one dimension.
+        The same bytes, and zeros, in one dimension.
 
     Raises:
         TypeError: another dtype.
         ValueError: another number of dimensions, an empty filter, or O not divisible by groups.
     """
-    if weight.dtype != torch.uint8:
-        raise TypeError(f"weight must be uint8, got {weight.dtype}")
+    if weight.dtype not in FILTER_DTYPES.values():
+        raise TypeError(f"weight must be uint8 or int8, got {weight.dtype}")
     if weight.dim() != 4 or weight.numel() == 0:
         raise ValueError(f"weight must have shape (O, C, R, S), got {tuple(weight.shape)}")
     geometry = make_geometry((1, 1), (0, 0), dilation, groups)
@@ -63,12 +60,16 @@ def pack(weight: Tensor, dilation: Ints = (1, 1), groups: int = 1) -> Tensor:
 
 
 def _check(
-    input: Tensor, packed: Tensor, kernel: Ints, zero_point: int, geometry: Geometry
+    kind: str, input: Tensor, packed: Tensor, kernel: Ints, zero_point: int, geometry: Geometry
 ) -> Shape:
     """Checks the operands and returns the shape of the result."""
-    for name, tensor, rank in (("input", input, 4), ("packed", packed, 1)):
-        if tensor.dtype != torch.uint8:
-            raise TypeError(f"{name} must be uint8, got {tensor.dtype}")
+    for name, tensor, rank, dtype in (
+        ("input", input, 4, torch.uint8),
+        ("packed", packed, 1, FILTER_DTYPES[kind]),
+    ):
+        if tensor.dtype != dtype:
+            wanted = str(dtype).removeprefix("torch.")
+            raise TypeError(f"{name} must be {wanted}, got {tensor.dtype}")
         if tensor.dim() != rank:
             raise ValueError(f"{name} must have {rank} dimensions, got {tuple(tensor.shape)}")
         if tensor.device != input.device:
@@ -82,12 +83,14 @@ def _check(
             f"input must have {depth} * {groups} channels and kernel[0] be divisible by groups, "
             f"got {input.shape[1]} channels and {O} filters"
         )
-    if depth * R * S > MAX_TAPS:
-        raise ValueError(f"a sum of {depth * R * S} differences; at most {MAX_TAPS} fit 32 bits")
-    wanted = packing.packed_size((O, depth, R, S), dw, groups)
-    if packed.shape[0] != wanted:
+    if depth * R * S > MAX_TERMS[kind]:
         raise ValueError(
-            f"packed must hold {wanted} bytes for a kernel of {tuple(kernel)}, got "
+            f"a sum of {depth * R * S} terms; at most {MAX_TERMS[kind]} fit 32 bits for certain"
+        )
+    wanted_size = packing.packed_size((O, depth, R, S), dw, groups)
+    if packed.shape[0] != wanted_size:
+        raise ValueError(
+            f"packed must hold {wanted_size} bytes for a kernel of {tuple(kernel)}, got "
             f"{packed.shape[0]}"
         )
     if not 0 <= zero_point <= 255:
@@ -131,8 +134,8 @@ def _check_requantisation(
         raise ValueError(f"residual must have shape {tuple(size)}, got {tuple(residual.shape)}")
 
 
-@torch.library.impl(_library, "sad_conv2d", "CompositeExplicitAutograd")
-def _sad_conv2d(
+def _layer(
+    kind: str,
     input: Tensor,
     packed: Tensor,
     kernel: Ints,
@@ -143,17 +146,17 @@ def _sad_conv2d(
     groups: int,
 ) -> Tensor:
     geometry = make_geometry(stride, padding, dilation, groups)
-    size = _check(input, packed, kernel, zero_point, geometry)
+    size = _check(kind, input, packed, kernel, zero_point, geometry)
     shape: Shape = tuple(kernel)  # type: ignore[assignment]
     handle = cpu.library() if input.device.type == "cpu" else None
     if handle is None:
         weight = packing.unpack(packed, shape, geometry.dilation[1], groups)
-        return reference.sad_conv2d(input, weight, zero_point, geometry)
-    return cpu.sad_conv2d(handle, input, packed, shape, zero_point, geometry, size)
+        return reference.layer(kind, input, weight, zero_point, geometry)
+    return cpu.layer(handle, kind, input, packed, shape, zero_point, geometry, size)
 
 
-@torch.library.impl(_library, "sad_conv2d_requantised", "CompositeExplicitAutograd")
-def _sad_conv2d_requantised(
+def _requantised_layer(
+    kind: str,
     input: Tensor,
     packed: Tensor,
     kernel: Ints,
@@ -171,22 +174,22 @@ def _sad_conv2d_requantised(
     residual_multiplier: int,
 ) -> Tensor:
     geometry = make_geometry(stride, padding, dilation, groups)
-    size = _check(input, packed, kernel, zero_point, geometry)
+    size = _check(kind, input, packed, kernel, zero_point, geometry)
     _check_requantisation(size, multiplier, offset, shift, low, high, residual)
     shape: Shape = tuple(kernel)  # type: ignore[assignment]
     how = (multiplier, offset, shift, low, high, residual, residual_multiplier)
     handle = cpu.library() if input.device.type == "cpu" else None
     if handle is None:
         weight = packing.unpack(packed, shape, geometry.dilation[1], groups)
-        sums = reference.sad_conv2d(input, weight, zero_point, geometry)
+        sums = reference.layer(kind, input, weight, zero_point, geometry)
         return reference.requantise(sums, *how)
-    return cpu.sad_conv2d_requantised(
-        handle, input, packed, shape, zero_point, geometry, *how, size
+    return cpu.requantised_layer(
+        handle, kind, input, packed, shape, zero_point, geometry, *how, size
     )
 
 
-@torch.library.register_fake("torchadder::sad_conv2d", lib=_library)
-def _sad_conv2d_fake(
+def _fake_layer(
+    kind: str,
     input: Tensor,
     packed: Tensor,
     kernel: Ints,
@@ -196,14 +199,13 @@ def _sad_conv2d_fake(
     dilation: Ints,
     groups: int,
 ) -> Tensor:
-    size = _check(
-        input, packed, kernel, zero_point, make_geometry(stride, padding, dilation, groups)
-    )
+    geometry = make_geometry(stride, padding, dilation, groups)
+    size = _check(kind, input, packed, kernel, zero_point, geometry)
     return input.new_empty(size, dtype=torch.int32).to(memory_format=torch.channels_last)
 
 
-@torch.library.register_fake("torchadder::sad_conv2d_requantised", lib=_library)
-def _sad_conv2d_requantised_fake(
+def _fake_requantised_layer(
+    kind: str,
     input: Tensor,
     packed: Tensor,
     kernel: Ints,
@@ -220,8 +222,25 @@ def _sad_conv2d_requantised_fake(
     residual: Tensor | None,
     residual_multiplier: int,
 ) -> Tensor:
-    size = _check(
-        input, packed, kernel, zero_point, make_geometry(stride, padding, dilation, groups)
-    )
+    geometry = make_geometry(stride, padding, dilation, groups)
+    size = _check(kind, input, packed, kernel, zero_point, geometry)
     _check_requantisation(size, multiplier, offset, shift, low, high, residual)
     return input.new_empty(size).to(memory_format=torch.channels_last)
+
+
+_library = torch.library.Library("torchadder", "FRAGMENT")
+for _kind in FILTER_DTYPES:
+    for _name, _arguments, _compute, _fake in (
+        (f"{_kind}_int8", _OPERANDS, _layer, _fake_layer),
+        (
+            f"{_kind}_int8_requantised",
+            f"{_OPERANDS}, {_REQUANTISATION}",
+            _requantised_layer,
+            _fake_requantised_layer,
+        ),
+    ):
+        _library.define(f"{_name}({_arguments}) -> Tensor", tags=(torch.Tag.pt2_compliant_tag,))
+        _library.impl(_name, functools.partial(_compute, _kind), "CompositeExplicitAutograd")
+        torch.library.register_fake(
+            f"torchadder::{_name}", functools.partial(_fake, _kind), lib=_library
+        )
