@@ -33,7 +33,7 @@ SOURCES = {
     "tinyimagenet": "zh-plus/tiny-imagenet",
 }
 NUM_CLASSES = {"mnist": 10, "cifar10": 10, "cifar100": 100, "imagenet": 1000, "tinyimagenet": 200}
-SUPERVISED = ("conv", "adder", "slac", "lp", "awn")
+SUPERVISED = ("conv", "adder", "slac", "lp", "awn", "pgd")
 
 load = functools.cache(recipes.load)
 ROWS = [row for table in TABLES.values() for row in table.rows]
@@ -160,7 +160,8 @@ def one_step(name):
     shape = (1, 28, 28) if dataset == "mnist" else (3, 32, 32)
     num_classes = NUM_CLASSES[dataset]
     torch.manual_seed(0)
-    data = SimpleNamespace(image_shape=shape, num_classes=num_classes)
+    statistics = SimpleNamespace(mean=(0.5,) * shape[0], std=(0.25,) * shape[0])
+    data = SimpleNamespace(image_shape=shape, num_classes=num_classes, preprocess=statistics)
     task = build_task(recipe, data)  # type: ignore[arg-type]
     images = torch.randn(4, *shape)
     loss = task.objective(images, torch.arange(4) % num_classes)

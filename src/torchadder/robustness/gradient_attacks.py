@@ -66,6 +66,7 @@ def rfgsm(
     *,
     epsilon: float = EPSILON,
     alpha: float | None = None,
+    step: float | None = None,
     iterations: int = 1,
     seed: int = 0,
     batch_size: int | None = None,
@@ -73,10 +74,10 @@ def rfgsm(
 ) -> AttackResult:
     """A random step before FGSM (R+FGSM of arXiv 1705.07204, section 4.1).
 
-    ``x_0 = P(x + alpha sign(n)),  n ~ N(0, 1);  x_{t+1} = P(x_t + (e - alpha) sign(dL/dx))``
+    ``x_0 = P(x + alpha sign(n)),  n ~ N(0, 1);  x_{t+1} = P(x_t + a sign(dL/dx)),  a = e - alpha``
 
-    The paper takes one iteration and alpha = e / 2. Rows called "RFGSM5" take five, and the alpha
-    of torchattacks, 2/255.
+    The paper takes one iteration and alpha = e / 2. With more it is as in torchattacks, whose older
+    versions have the paper's a and whose version 3.5.1 has a = alpha.
 
     Args:
         model: As of `fgsm`.
@@ -84,6 +85,7 @@ def rfgsm(
         labels: As of `fgsm`.
         epsilon: Largest change of a pixel.
         alpha: Size of the random step, 0 .. epsilon; None: epsilon / 2.
+        step: Change of a pixel in one iteration; None: epsilon - alpha.
         iterations: Gradient steps.
         seed: Seed of the random step.
         batch_size: Images a pass; None: all at once.
@@ -93,19 +95,23 @@ def rfgsm(
         As of `fgsm`.
 
     Raises:
-        ValueError: As of `fgsm`; or alpha lies outside 0 .. epsilon, or iterations below 1.
+        ValueError: As of `fgsm`; or alpha lies outside 0 .. epsilon, step is negative, or
+            iterations is below 1.
         TypeError: As of `fgsm`.
     """
     ball = Ball(images, epsilon)
     alpha = epsilon / 2 if alpha is None else alpha
     if not 0 <= alpha <= epsilon:
         raise ValueError(f"alpha must lie in 0 .. epsilon = {epsilon:g}, got {alpha:g}")
+    step = epsilon - alpha if step is None else step
+    if not 0 <= step < float("inf"):
+        raise ValueError(f"step must be at least 0, got {step:g}")
     _check_iterations(iterations)
     target = Target(model, images, labels, batch_size, everything=everything)
     noise = torch.randn(images.shape, generator=_generator(seed), dtype=images.dtype)
     noise = noise.to(target.device)[target.rows].sign()
     start = ball.project(_start(target) + alpha * noise, target.rows)
-    return target.result(_ascend(target, ball, start, epsilon - alpha, iterations))
+    return target.result(_ascend(target, ball, start, step, iterations))
 
 
 @torch.inference_mode(False)

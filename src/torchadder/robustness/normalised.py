@@ -47,7 +47,7 @@ class Normalised(nn.Module):
         for name, values in (("mean", mean), ("std", std)):
             column = torch.tensor(values, dtype=torch.float64).view(-1, 1, 1).to(first.device)
             self.register_buffer(name, column, persistent=False)
-        self.train(model.training)
+        self.training = model.training  # not train(), which would change the model's parts
 
     def forward(self, images: Tensor) -> Tensor:
         """Logits of images in [0, 1]."""

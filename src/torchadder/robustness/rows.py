@@ -107,7 +107,7 @@ ROWS: dict[str, Row] = {
         "R-FGSM-5",
         "iterative",
         rfgsm,
-        # The random step of torchattacks, which the rows "RFGSM5" probably come from.
+        # Our reading of "RFGSM5": a random step, then five of the rest of epsilon.
         lambda s: {"alpha": min(s.step, s.epsilon), "iterations": 5, "seed": s.seed},
         lambda _: 5,
         lambda _: 2,

@@ -4,9 +4,16 @@ A task knows how a batch becomes a loss, which metrics are logged and which opti
 knows neither files nor folders nor the number of epochs; that is the trainer's part.
 """
 
+from torchadder.tasks.adversarial import AdversarialClassification
 from torchadder.tasks.classification import Classification
 from torchadder.tasks.distillation import Distillation
 from torchadder.tasks.ramp import Ramp
 from torchadder.tasks.slac import SlacClassification
 
-__all__ = ["Classification", "Distillation", "Ramp", "SlacClassification"]
+__all__ = [
+    "AdversarialClassification",
+    "Classification",
+    "Distillation",
+    "Ramp",
+    "SlacClassification",
+]

@@ -15,7 +15,13 @@ from torchadder.data import ImageData
 from torchadder.distill import Distiller, find_method, options_of, share_initial_values
 from torchadder.lp import set_exponent_
 from torchadder.nn import AdderModule
-from torchadder.tasks import Classification, Distillation, Ramp, SlacClassification
+from torchadder.tasks import (
+    AdversarialClassification,
+    Classification,
+    Distillation,
+    Ramp,
+    SlacClassification,
+)
 from torchadder.training.recipe import (
     ModelConfig,
     Recipe,
@@ -54,6 +60,15 @@ def build_task(recipe: Recipe, data: ImageData) -> Classification:
         normalise_weights(recipe.model, student)
     if recipe.model.head == "slac":
         return SlacClassification(student, **options, **dataclasses.asdict(recipe.slac))
+    if recipe.adversarial.attack != "none":
+        return AdversarialClassification(
+            student,
+            mean=data.preprocess.mean,
+            std=data.preprocess.std,
+            seed=recipe.seed,
+            **options,
+            **dataclasses.asdict(recipe.adversarial),
+        )
     if recipe.method == "supervised":
         return Classification(student, **options)
     config = recipe.distill

@@ -242,6 +242,30 @@ class SlacConfig:
 
 
 @dataclass
+class AdversarialConfig:
+    """Training on images that an attack has changed (arXiv 1706.06083), for `method: supervised`.
+
+    Args:
+        attack: "none", "pgd" or "fgsm", on every training batch. The net is attacked as it is
+            trained, with the statistics of the batch.
+        epsilon: Largest change of a pixel, pixels in 0..1; a number, 8/255 is 0.03137.
+        step: Change of a pixel in one iteration of PGD; null: 2.5 epsilon / iterations.
+        iterations: Iterations of PGD.
+        gradient: Input gradient of adder layers in the attack: "sign" (the true one), or
+            "surrogate" (the layers' own rule); a net without adder layers has its own only.
+        val_iterations: Iterations of the PGD that the net is validated under, with the same
+            epsilon; 0: none.
+    """
+
+    attack: Literal["none", "pgd", "fgsm"] = "none"
+    epsilon: float = 8 / 255
+    step: float | None = None
+    iterations: int = 7
+    gradient: Literal["sign", "surrogate"] = "sign"
+    val_iterations: int = 7
+
+
+@dataclass
 class TrainerConfig:
     """Where and how the loop runs; passed on to Lightning's Trainer.
 
@@ -314,6 +338,7 @@ class Recipe:
         distill: The distillation, unless `method` is "supervised".
         lp: The exponent of the adder layers over time.
         slac: The loss, if `model.head` is "slac".
+        adversarial: An attack on the training images.
         trainer: The loop.
     """
 
@@ -328,6 +353,7 @@ class Recipe:
     distill: DistillConfig = field(default_factory=DistillConfig)
     lp: LpConfig = field(default_factory=LpConfig)
     slac: SlacConfig = field(default_factory=SlacConfig)
+    adversarial: AdversarialConfig = field(default_factory=AdversarialConfig)
     trainer: TrainerConfig = field(default_factory=TrainerConfig)
 
     def __post_init__(self) -> None:
@@ -429,6 +455,7 @@ class Recipe:
         self.distill = _complete(self.method, self.distill)
         self._check_distill()
         self._check_lp_and_slac()
+        self._check_adversarial()
         self._check_weight_norm()
 
     def _check_lp_and_slac(self) -> None:
@@ -467,6 +494,30 @@ class Recipe:
             "model.weight_norm",
             spec,
             f"null, because lp.schedule is {self.lp.schedule}: its layers change their class",
+        )
+
+    def _check_adversarial(self) -> None:
+        attack = self.adversarial
+        _require(0 < attack.epsilon <= 1, "adversarial.epsilon", attack.epsilon, "above 0, up to 1")
+        _require(
+            attack.step is None or 0 < attack.step < float("inf"),
+            "adversarial.step",
+            attack.step,
+            "a positive number or null",
+        )
+        _require(attack.iterations >= 1, "adversarial.iterations", attack.iterations, "at least 1")
+        _require(
+            attack.val_iterations >= 0,
+            "adversarial.val_iterations",
+            attack.val_iterations,
+            "at least 0",
+        )
+        is_plain = self.method == "supervised" and self.model.head is None
+        _require(
+            attack.attack == "none" or is_plain,
+            "adversarial.attack",
+            attack.attack,
+            "none, unless method is supervised and model.head null",
         )
 
     def _check_distill(self) -> None:
