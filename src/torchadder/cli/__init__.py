@@ -30,7 +30,7 @@ COMMANDS = {
     "train": "train a recipe",
     "evaluate": "accuracy, loss and energy of a checkpoint; its robustness with --robust",
     "predict": "classify image files with a checkpoint",
-    "diagnose": "what PKKD's kernels do to the distributions of a run's two nets",
+    "diagnose": "what PKKD's kernels do to a run's two nets; --stability: how stable runs trained",
     "energy": "multiplications, additions and energy of a model, layer by layer",
     "bench": "time the adder operator against convolution",
     "reproduce": "train the rows of a paper's table and print ours beside the paper's figures",

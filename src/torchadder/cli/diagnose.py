@@ -1,4 +1,4 @@
-"""`torchadder diagnose`: what PKKD's kernels do to the distributions of two trained nets."""
+"""`torchadder diagnose`: what PKKD's kernels do to two nets, or how stable several nets trained."""
 
 from __future__ import annotations
 
@@ -17,9 +17,18 @@ def add_arguments(parser: ArgumentParser) -> None:
         "Prints, layer by layer, how far features and weights are from a Laplace and from a normal "
         "distribution, and student from teacher, before and behind the kernels: Wasserstein-1 "
         "distances in standard deviations. Writes diagnosis.json, two CSV tables and two figures. "
-        "--debug shows the traceback of an error."
+        "With --stability: compares what runs trained with --trainer.record_stability recorded, "
+        "and predicts their output variances; writes stability.html, stability.json, "
+        "predictions.csv and figures. --debug shows the traceback of an error."
     )
-    parser.add_argument("run", help="Run folder of the student.")
+    parser.add_argument(
+        "run", nargs="+", help="Run folder of the student; with --stability one or more runs."
+    )
+    parser.add_argument(
+        "--stability",
+        action="store_true",
+        help="Compare variances, batch norm's movement and gradients of runs.",
+    )
     parser.add_argument(
         "--teacher", type=str | None, help="Run folder of the teacher (default: the run's own)."
     )
@@ -27,10 +36,16 @@ def add_arguments(parser: ArgumentParser) -> None:
     parser.add_argument(
         "--layers", type=str | None, help="Names or patterns of layers, with commas (default: all)."
     )
-    parser.add_argument("--images", type=int, default=128, help="Validation images to use.")
+    parser.add_argument(
+        "--images",
+        type=int | None,
+        help="Validation images to use (default: 128; with --stability 256).",
+    )
     parser.add_argument("--threads", type=int | None, help="Threads of torch on the CPU.")
     parser.add_argument(
-        "--output", type=str | None, help="Folder of the files (default: RUN/diagnosis)."
+        "--output",
+        type=str | None,
+        help="Folder of the files (default: RUN/diagnosis, or RUN/stability).",
     )
 
 
@@ -38,8 +53,63 @@ def run(args: Any) -> None:
     """Measures, writes and prints."""
     if args.weights not in ("last", "best"):
         raise UserError(f"--weights {args.weights}: last or best is wanted")
-    if args.images < 2:
+    if args.images is not None and args.images < 2:
         raise UserError(f"--images {args.images}: at least 2 are wanted")
+    if args.stability:
+        _compare_stability(args)
+    elif len(args.run) > 1:
+        raise UserError(f"{len(args.run)} runs: one is wanted, or --stability to compare them")
+    else:
+        _diagnose_kernels(args)
+
+
+def _compare_stability(args: Any) -> None:
+    for option, default in (("teacher", None), ("layers", None), ("weights", "last")):
+        if getattr(args, option) != default:
+            raise UserError(f"--{option}: no option of --stability")
+    import torch
+
+    from torchadder.report.stability import write_stability
+
+    if args.threads is not None:
+        torch.set_num_threads(args.threads)
+    paths = [Path(path) for path in args.run]
+    output = paths[0] / "stability" if args.output is None else Path(args.output)
+    report = write_stability(output, paths, num_images=args.images or 256)
+    _print_stability(report)
+    print(f"page: {output / 'stability.html'}")
+
+
+def _print_stability(report: dict[str, Any]) -> None:
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+
+    from torchadder.report.stability import PREDICTIONS, QUANTITIES, geometric_mean, number
+
+    title = "Geometric means over the layers at the end of training"
+    table = Table(box=box.SIMPLE_HEAD, title=title)
+    table.add_column("quantity")
+    for run in report["runs"]:
+        table.add_column(run["label"].replace(" + ", "\n+ "), justify="right", no_wrap=True)
+    for quantity, name in QUANTITIES.items():
+        means = [run["mean_at_end"][quantity] for run in report["runs"]]
+        table.add_row(name, *("-" if mean is None else number(mean) for mean in means))
+    for prediction, (name, _) in PREDICTIONS.items():
+        cells = []
+        for run in report["runs"]:
+            ratios = [
+                layer[prediction] / layer["measured"]
+                for layer in run["predictions"]
+                if layer[prediction] is not None and layer["measured"] > 0
+            ]
+            mean = geometric_mean(ratios)
+            cells.append("-" if mean is None else number(mean))
+        table.add_row(f"Output variance, predicted over measured: {name}", *cells)
+    Console(soft_wrap=True).print(table)
+
+
+def _diagnose_kernels(args: Any) -> None:
     import torch
 
     from torchadder.distill import check_taps
@@ -49,7 +119,8 @@ def run(args: Any) -> None:
 
     if args.threads is not None:
         torch.set_num_threads(args.threads)
-    pkkd, data = open_pair(args.run, args.teacher, which=args.weights)
+    (folder,) = args.run
+    pkkd, data = open_pair(folder, args.teacher, which=args.weights)
     assert pkkd.teacher is not None
     layers = None
     if args.layers is not None:
@@ -57,12 +128,12 @@ def run(args: Any) -> None:
         unknown = [name for name in layers if name not in pkkd.taps]
         if unknown:
             raise UserError(f"--layers: {unknown[0]!r} is not tapped; {', '.join(pkkd.taps)} are")
-    images = some_images(data, args.images)
+    images = some_images(data, args.images or 128)
     samples = sample_layers(pkkd, images, layers)
-    output = Path(args.run) / "diagnosis" if args.output is None else Path(args.output)
+    output = Path(folder) / "diagnosis" if args.output is None else Path(args.output)
     facts = {
-        "student": str(args.run),
-        "teacher": str(args.teacher or args.run),
+        "student": str(folder),
+        "teacher": str(args.teacher or folder),
         "weights": args.weights,
         "num_images": len(images),
     }
