@@ -130,9 +130,10 @@ class AdaptiveWeightNorm(nn.Module):
         config = self.config
         kind = config.axis if config.scale == "fixed" else config.scale
         size = self.num_filters if kind == "filter" else 1
-        constants = {"unit": 1.0, "auto": ADDER_SCALE}
         if config.init != "keep":
-            return filters.new_full((size,), constants.get(config.init, config.init))
+            named = {"unit": 1.0, "auto": ADDER_SCALE}
+            value = named[config.init] if isinstance(config.init, str) else config.init
+            return filters.new_full((size,), value)
         # bfloat16 has too few digits for sums.
         wide = filters.double() if filters.dtype == torch.float64 else filters.float()
         if config.axis == "layer":
