@@ -112,7 +112,6 @@ def run(args: Any, data: dict[str, Any]) -> None:
         transfer=args.transfer,
         device=_device(args.accelerator),
     )
-    _check_radius(options["epsilon"])
     wanted = Path(args.output) if args.output else target.net.path.parent / "robustness"
     folder = new_folder(wanted)
     is_quick = not args.full
@@ -140,6 +139,7 @@ def _options(args: Any) -> dict[str, Any]:
         if options.get(name, 1) < 1:
             raise UserError(f"--{name} = {options[name]}: at least 1 is wanted")
     options["epsilon"] = 8 / 255 if args.epsilon is None else number("epsilon", args.epsilon)
+    _check_radius(options["epsilon"])
     if args.step is not None:
         options["step"] = number("step", args.step)
     for option, name in (
