@@ -1,6 +1,7 @@
 """The figures of docs/awn.md are those of results/, and its example runs."""
 
 import csv
+import json
 import re
 import statistics
 from pathlib import Path
@@ -65,6 +66,16 @@ def test_variances_are_those_of_the_runs():
     assert f"from 1 to {ends['adder']} within two epochs" in text
     assert f"begins at 4 and is {ends['adder_awn']} then" in text
     assert f"from 4 to {ends['adder_awn_layerscale']} in the same two" in text
+
+
+def test_speed_is_what_the_benchmark_wrote():
+    report = json.loads((ROOT / "results/bench_awn.json").read_text(encoding="utf-8"))
+    text = " ".join(PAGE.split())
+    assert f"with {report['batch']} images on one thread" in text
+    assert f"{report['plain_ms']:.0f} ms plain and {report['awn_ms']:.0f} ms normalised" in text
+    assert f"median ratio {report['ratio']:.3f} of five pairs" in text
+    share = report["norm_ms"] / report["plain_ms"]
+    assert f"{report['norm_ms']:.1f} ms, {100 * share:.1f} % of that step" in text
 
 
 def test_the_defaults_are_in_bold():
