@@ -102,7 +102,7 @@ def test_command_and_two_runs_of_a_kind(folders, tmp_path, capsys):
     argv = ["diagnose", "--stability", str(folders[1]), str(other), "--images", "8"]
     assert cli.main([*argv, "--threads", "1", "--output", str(output)]) == 0
     out = capsys.readouterr().out
-    assert "Variance of the outputs in a channel" in out
+    assert "Variance of the weights" in out
     assert f"page: {output / 'stability.html'}" in out
     report = json.loads((output / "stability.json").read_text())
     labels = [run["label"] for run in report["runs"]]

@@ -1,0 +1,83 @@
+"""Figures of docs/stability.md are those of the functions and of results/."""
+
+import json
+import math
+import re
+from pathlib import Path
+
+import pytest
+
+from torchadder.report.stability import geometric_mean, number
+from torchadder.stability import (
+    QUANTITIES,
+    Laplace,
+    Normal,
+    adder_output_moments,
+    conv_output_moments,
+    prediction,
+)
+
+ROOT = Path(__file__).parents[2]
+PAGE = (ROOT / "docs/stability.md").read_text(encoding="utf-8")
+
+
+def row(start):
+    """The cells of the table row that begins with a text, without it."""
+    (line,) = [line for line in PAGE.splitlines() if line.startswith(f"| {start} |")]
+    return [cell.strip() for cell in line.strip("|").split("|")[1:]]
+
+
+@pytest.mark.parametrize(
+    ("start", "moments"),
+    [
+        ("adder, normal and normal", adder_output_moments(Normal(), Normal(), 1)),
+        (
+            "adder, Laplace and Laplace",
+            adder_output_moments(Laplace(0, math.sqrt(0.5)), Laplace(0, math.sqrt(0.5)), 1),
+        ),
+        ("convolution", conv_output_moments(Normal(), Normal(), 1)),
+    ],
+)
+def test_variances_of_one_tap(start, moments):
+    values = (moments.data_variance, moments.filter_variance, moments.variance / 2)
+    assert row(start) == [f"{value:.3f}" for value in values]
+
+
+@pytest.mark.parametrize(
+    ("start", "key"),
+    [
+        ("six numbers a layer", "theory"),
+        ("each tap's distribution, independent", "independent"),
+        ("with the taps' covariances", "correlated"),
+    ],
+)
+def test_predictions_are_those_of_the_results(start, key):
+    report = json.loads((ROOT / "results/stability_digits/stability.json").read_text())
+    want = [
+        number(geometric_mean([one[key] / one["measured"] for one in run["predictions"]]))
+        for run in report["runs"]
+    ]
+    assert row(start) == want
+
+
+def test_cost_is_what_the_benchmark_wrote():
+    report = json.loads((ROOT / "results/bench_stability.json").read_text())
+    assert f"{report['share_of_all_steps']:.2%}".replace("%", " %") in PAGE
+    assert (report["model"], report["batch"], report["every"]) == ("resnet20", 256, 50)
+
+
+def test_every_quantity_is_described():
+    described = set(re.findall(r"`((?:weight|output|bn|grad)_\w+)`", PAGE))
+    assert described == set(QUANTITIES)
+
+
+def test_doctests():
+    import doctest
+
+    from torchadder.report import stability
+    from torchadder.stability import moments
+
+    for module in (moments, prediction, stability):
+        result = doctest.testmod(module)
+        assert result.attempted
+        assert not result.failed
