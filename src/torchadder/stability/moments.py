@@ -148,8 +148,8 @@ def conv_output_moments(
         ValueError: If `num_taps` is below 1.
 
     Example:
-        >>> conv_output_moments(Normal(), Normal(0.0, 0.1), 100).variance
-        1.0
+        >>> conv_output_moments(Normal(), Normal(0.0, 0.5), 100).variance
+        25.0
     """
     _check_weights(weights)
     _check_taps(num_taps)
