@@ -103,8 +103,11 @@ def decode(encoded: bytes | str) -> PIL.Image.Image:
         DataError: If this is no image, or a damaged one.
     """
     try:
-        image = PIL.Image.open(io.BytesIO(encoded) if isinstance(encoded, bytes) else encoded)
-        image.load()
+        # PIL leaves the file of a damaged image open; after `load` it is not needed any more.
+        with PIL.Image.open(
+            io.BytesIO(encoded) if isinstance(encoded, bytes) else encoded
+        ) as image:
+            image.load()
     except _DECODE_ERRORS as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         # PIL's text for bytes names the address of a buffer, which helps nobody.

@@ -7,8 +7,9 @@ classes have any numbers, of which labels 0, 1, ... are made in rising order. Cr
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 from torchadder.data.detection.options import Options, known_size, split_of
 from torchadder.data.detection.pictures import FilePictures
@@ -28,20 +29,28 @@ def find_files(folder: Path) -> dict[str, Path]:
     `annotations/instances_*.json` as on COCO's own pages, else all JSON files of `annotations`, the
     folder itself, and `train`, `valid`, `val`, `test`.
     """
-    annotations = folder / "annotations"
-    files = sorted(annotations.glob("instances_*.json")) or [
-        file
-        for place in (annotations, folder, *(folder / name for name in _FOLDERS))
-        for file in sorted(place.glob("*.json"))
-        if file.name not in _OTHERS
-    ]
     found: dict[str, Path] = {}
-    for file in files:
+    for file in _candidates(folder):
         name = split_of(file.stem) or split_of(file.parent.name) or "train"
         if name in found:
             raise DetectionDataError(f"{file}: {found[name].name} is split {name!r} already")
         found[name] = file
     return found
+
+
+def is_folder(folder: Path) -> bool:
+    """Whether a folder looks like one of COCO."""
+    return bool(_candidates(folder))
+
+
+def _candidates(folder: Path) -> list[Path]:
+    annotations = folder / "annotations"
+    return sorted(annotations.glob("instances_*.json")) or [
+        file
+        for place in (annotations, folder, *(folder / name for name in _FOLDERS))
+        for file in sorted(place.glob("*.json"))
+        if file.name not in _OTHERS
+    ]
 
 
 def read(
@@ -157,12 +166,12 @@ def _read_split(
     for index, entry in enumerate(content["annotations"]):
         number, image, category = (entry.get(key) for key in ("id", "image_id", "category_id"))
         where = f"{file}, annotation {index} (id {number!r}, image {image!r})"
-        if image in left_out:
+        if _is_number(image) and image in left_out:
             continue
-        if image not in rows:
+        if not _is_number(image) or image not in rows:
             problems.report(where, "no image has that id")
             continue
-        if category not in labels:
+        if not _is_number(category) or category not in labels:
             problems.report(where, f"category_id {category!r} is unknown")
             continue
         if _is_number(number):
@@ -189,7 +198,7 @@ def _read_split(
     return builder.finish(name, FilePictures(folder, names))
 
 
-def is_box(box: object) -> bool:
+def is_box(box: object) -> TypeGuard[Sequence[float]]:
     """Whether something is a list of four numbers."""
     return (
         isinstance(box, (list, tuple))

@@ -71,9 +71,7 @@ class DetectionImages(Dataset):
         image: Tensor = tv_tensors.Image(to_tensor(open_image(split, index), 3))
         where = split.objects(index)
         height, width = (int(side) for side in split.sizes[index])
-        boxes: Any = tv_tensors.BoundingBoxes(
-            torch.from_numpy(split.boxes[where]).float(), format="XYXY", canvas_size=(height, width)
-        )
+        boxes = _boxes(torch.from_numpy(split.boxes[where]).float(), (height, width))
         columns = {
             "labels": torch.from_numpy(split.labels[where]).long(),
             "iscrowd": torch.from_numpy(split.is_crowd[where]).long(),
@@ -87,7 +85,7 @@ class DetectionImages(Dataset):
             if not self.use_difficult:
                 is_kept &= columns["difficult"] == 0
             is_kept &= (boxes[:, 2:] - boxes[:, :2] >= _SMALLEST).all(1)
-            boxes = tv_tensors.wrap(boxes[is_kept], like=boxes)
+            boxes = _boxes(boxes[is_kept], boxes.canvas_size)
             columns = {name: values[is_kept] for name, values in columns.items()}
         if not self.as_uint8:
             image = vision.to_dtype(image, torch.float32, scale=True)
@@ -99,6 +97,12 @@ class DetectionImages(Dataset):
             "orig_size": torch.tensor([height, width]),
         }
         return image.as_subclass(Tensor), target
+
+
+def _boxes(corners: Tensor, canvas_size: tuple[int, int]) -> Any:
+    """Boxes (M, 4) of corners x1, y1, x2, y2 in an image of that height and width."""
+    boxes: Any = tv_tensors.BoundingBoxes
+    return boxes(corners, format="XYXY", canvas_size=canvas_size)
 
 
 def open_image(split: DetectionSplit, index: int) -> PIL.Image.Image:

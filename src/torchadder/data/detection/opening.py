@@ -128,7 +128,7 @@ def find_format(source: Any) -> str:
             raise DetectionDataError(f"{name}: no such file or folder")
         return "columns"
     kinds = {
-        "coco": bool(coco.find_files(path)),
+        "coco": coco.is_folder(path),
         "voc": voc.is_folder(path),
         "yolo": yolo.is_folder(path),
         "columns": columns.is_folder(path),

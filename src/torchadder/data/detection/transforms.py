@@ -8,10 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from torch import Tensor
-from torchvision import tv_tensors
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms.v2 import functional as vision
 
@@ -65,9 +65,9 @@ class Augmentation:
         return max(1, round(height * min(scales))), max(1, round(width * min(scales)))
 
     def apply(
-        self, image: Tensor, boxes: tv_tensors.BoundingBoxes, seed: int, epoch: int, index: int
-    ) -> tuple[Tensor, tv_tensors.BoundingBoxes]:
-        """An image (C, H, W) and its boxes (M, 4) after the transforms drawn for it."""
+        self, image: Tensor, boxes: Any, seed: int, epoch: int, index: int
+    ) -> tuple[Tensor, Any]:
+        """An image (C, H, W) and its `BoundingBoxes` (M, 4) after the transforms drawn for it."""
         where = np.array([index])
         share = float(draw(seed, epoch, where, _FLIP)[0] >> np.uint64(11)) * 2.0**-53
         if share < self.flip:
