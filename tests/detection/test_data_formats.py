@@ -296,7 +296,7 @@ def test_results_are_in_pixels_and_classes_of_the_source(tmp_path):
     ]
     write_json(tmp_path / "predictions.json", results)
     assert json.loads((tmp_path / "predictions.json").read_text()) == results
-    with pytest.raises(ValueError, match="shorter"):
+    with pytest.raises(ValueError, match="detections of 1 images, targets of 2"):
         coco_results(detections[:1], targets, source.categories)
     detections[0]["labels"] = torch.tensor([2])
     with pytest.raises(

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from torch import Tensor
@@ -67,8 +67,8 @@ def coco_ground_truth(split: DetectionSplit) -> dict[str, Any]:
 
 
 def coco_results(
-    detections: Iterable[Mapping[str, Tensor]],
-    targets: Iterable[Mapping[str, Tensor]],
+    detections: Sequence[Mapping[str, Tensor]],
+    targets: Sequence[Mapping[str, Tensor]],
     categories: Categories,
 ) -> list[dict[str, Any]]:
     """What a detector found, as the content of a COCO results file.
@@ -87,6 +87,8 @@ def coco_results(
         DetectionDataError: If a label is none of the classes.
         ValueError: If there are not as many detections as targets.
     """
+    if len(detections) != len(targets):
+        raise ValueError(f"detections of {len(detections)} images, targets of {len(targets)}")
     results = []
     for found, target in zip(detections, targets, strict=True):
         boxes = to_original(found["boxes"], target["size"], target["orig_size"]).tolist()
