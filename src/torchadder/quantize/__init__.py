@@ -1,0 +1,1 @@
+"""Integer nets from trained ones."""
