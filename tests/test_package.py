@@ -19,7 +19,7 @@ LAYERS = (
     ("nn",),
     ("optim", "convert", "atomic", "lp", "slac", "awn"),
     ("models", "energy", "data", "checkpoint", "provenance", "stability"),
-    ("distill", "robustness", "detection", "quantize", "export"),
+    ("distill", "robustness", "detection", "quantize"),
     ("tasks", "bench"),
     ("training", "report"),
     ("recipes",),
@@ -34,7 +34,6 @@ SIBLINGS = {
     ("convert", "awn"),
     ("checkpoint", "models"),
     ("training", "report"),
-    ("export", "quantize"),
 }
 
 
