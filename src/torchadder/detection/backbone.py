@@ -23,21 +23,24 @@ class ResNetBackbone(nn.Module):
         name: one of `BACKBONES`.
         is_adder: whether the layers behind the first one are adder layers.
         grad: gradient rule of the adder layers.
+        width: channels of the first stage, of `torchadder.models`.
         first_level: 2 to return "c2" to "c5", 3 for "c3" to "c5".
 
     Attributes:
         channels: number of channels of each map that is returned.
 
     Raises:
-        ValueError: if the name or the rule is unknown.
+        ValueError: if the name or the rule is unknown, or the width below 1.
     """
 
-    def __init__(self, name: str, *, is_adder: bool, grad: str, first_level: int = 3) -> None:
+    def __init__(
+        self, name: str, *, is_adder: bool, grad: str, width: int = 64, first_level: int = 3
+    ) -> None:
         super().__init__()
         if name not in BACKBONES:
             raise ValueError(f"backbone must be one of {', '.join(BACKBONES)}, got {name!r}")
         conv = {"type": "adder", "grad": grad} if is_adder else "conv"
-        classifier = models.build(name, conv=conv, num_classes=1)
+        classifier = models.build(name, conv=conv, num_classes=1, width=width)
         self.name = name
         self.is_adder = is_adder
         for layer in STEM:

@@ -40,6 +40,7 @@ class _Parts:
     """The arguments that all detectors share."""
 
     backbone: str
+    backbone_width: int
     adder: str
     neck: str
     neck_channels: int
@@ -62,7 +63,11 @@ class _Parts:
         norm = self.neck_norm if self.neck_norm is not None else "batch" if in_neck else "none"
         check_norm("neck_norm", norm, in_neck)
         body = ResNetBackbone(
-            self.backbone, is_adder="B" in parts, grad=self.grad, first_level=first_level
+            self.backbone,
+            is_adder="B" in parts,
+            grad=self.grad,
+            width=positive_int("backbone_width", self.backbone_width),
+            first_level=first_level,
         )
         loaded = None
         if self.backbone_weights is not None:
@@ -91,6 +96,7 @@ def fcos(
     num_classes: int,
     *,
     backbone: str = "resnet50",
+    backbone_width: int = 64,
     adder: str = "BN",
     neck: str = "r_pafpn",
     neck_channels: int = 256,
@@ -115,6 +121,7 @@ def fcos(
     Args:
         num_classes: number of classes, without a background; labels are 0 to num_classes - 1.
         backbone: resnet18, resnet34, resnet50 or resnet101.
+        backbone_width: channels of the backbone's first stage; 64 is the net of that name.
         adder: parts made of adder layers, letters out of "B" (backbone), "N" (neck: laterals,
             outputs, paths, P6, P7) and "H" (towers of the head); "" for a conv detector.
         neck: "fpn", "pafpn", "pafpn_shortcut" (a shortcut around every 3x3 layer) or "r_pafpn"
@@ -154,6 +161,7 @@ def fcos(
     check_options(FCOS, options)
     parts = _Parts(
         backbone=backbone,
+        backbone_width=backbone_width,
         adder=adder,
         neck=neck,
         neck_channels=neck_channels,
@@ -186,6 +194,7 @@ def retinanet(
     num_classes: int,
     *,
     backbone: str = "resnet50",
+    backbone_width: int = 64,
     adder: str = "BN",
     neck: str = "r_pafpn",
     neck_channels: int = 256,
@@ -216,6 +225,7 @@ def retinanet(
     check_options(RetinaNet, options)
     parts = _Parts(
         backbone=backbone,
+        backbone_width=backbone_width,
         adder=adder,
         neck=neck,
         neck_channels=neck_channels,
@@ -252,6 +262,7 @@ def faster_rcnn(
     num_classes: int,
     *,
     backbone: str = "resnet50",
+    backbone_width: int = 64,
     adder: str = "BN",
     neck: str = "r_pafpn",
     neck_channels: int = 256,
@@ -285,6 +296,7 @@ def faster_rcnn(
     check_options(FasterRCNN, options)
     parts = _Parts(
         backbone=backbone,
+        backbone_width=backbone_width,
         adder=adder,
         neck=neck,
         neck_channels=neck_channels,

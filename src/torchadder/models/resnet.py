@@ -6,7 +6,7 @@ arXiv 1912.13200 and its released code.
 
 from torch import Tensor, nn
 
-from torchadder.models.classifier import ImageClassifier, records_config
+from torchadder.models.classifier import ImageClassifier, positive_int, records_config
 from torchadder.models.convolution import ConvFactory, ConvSpec, make_conv, resolve
 from torchadder.nn import Adder2d
 
@@ -168,7 +168,7 @@ class CifarResNet(ResNet):
 
 
 class ImageNetResNet(ResNet):
-    """ResNet for 224x224 images: 7x7 stem, max pooling, four stages with 64 to 512 channels."""
+    """ResNet for 224x224 images: 7x7 stem, max pooling, four stages of 1, 2, 4, 8 times `width`."""
 
     def __init__(
         self,
@@ -178,12 +178,14 @@ class ImageNetResNet(ResNet):
         num_classes: int,
         conv: ConvSpec,
         in_channels: int,
+        width: int = 64,
         stride_in_1x1: bool = False,
     ) -> None:
+        positive_int("width", width)
         super().__init__(
             block=block,
             depths=depths,
-            widths=(64, 128, 256, 512),
+            widths=(width, 2 * width, 4 * width, 8 * width),
             num_classes=num_classes,
             conv=conv,
             image_shape=(in_channels, 224, 224),
@@ -243,21 +245,31 @@ def resnet32(
 
 @records_config
 def resnet18(
-    num_classes: int = 1000, conv: ConvSpec = Adder2d, *, in_channels: int = 3
+    num_classes: int = 1000, conv: ConvSpec = Adder2d, *, in_channels: int = 3, width: int = 64
 ) -> ImageNetResNet:
     """Build ResNet-18 for 224x224 images; see `resnet50`."""
     return ImageNetResNet(
-        BasicBlock, (2, 2, 2, 2), num_classes=num_classes, conv=conv, in_channels=in_channels
+        BasicBlock,
+        (2, 2, 2, 2),
+        num_classes=num_classes,
+        conv=conv,
+        in_channels=in_channels,
+        width=width,
     )
 
 
 @records_config
 def resnet34(
-    num_classes: int = 1000, conv: ConvSpec = Adder2d, *, in_channels: int = 3
+    num_classes: int = 1000, conv: ConvSpec = Adder2d, *, in_channels: int = 3, width: int = 64
 ) -> ImageNetResNet:
     """Build ResNet-34 for 224x224 images; see `resnet50`."""
     return ImageNetResNet(
-        BasicBlock, (3, 4, 6, 3), num_classes=num_classes, conv=conv, in_channels=in_channels
+        BasicBlock,
+        (3, 4, 6, 3),
+        num_classes=num_classes,
+        conv=conv,
+        in_channels=in_channels,
+        width=width,
     )
 
 
@@ -267,6 +279,7 @@ def resnet50(
     conv: ConvSpec = Adder2d,
     *,
     in_channels: int = 3,
+    width: int = 64,
     stride_in_1x1: bool = False,
 ) -> ImageNetResNet:
     """Build ResNet-50 for 224x224 images.
@@ -280,6 +293,7 @@ def resnet50(
         num_classes: number of classes.
         conv: layer class of the inner layers, see `torchadder.models`.
         in_channels: channels of the images.
+        width: channels of the first stage's 3x3 layers; each later stage has twice as many.
         stride_in_1x1: put the stride of a stage's first block on its 1x1 layer, as in the original
             ResNet and in the op counts of the AdderNet paper (3.86G), and not on the 3x3 layer, as
             in torchvision and in AdderNet's released code (4.09G).
@@ -294,6 +308,7 @@ def resnet50(
         num_classes=num_classes,
         conv=conv,
         in_channels=in_channels,
+        width=width,
         stride_in_1x1=stride_in_1x1,
     )
 
@@ -304,6 +319,7 @@ def resnet101(
     conv: ConvSpec = Adder2d,
     *,
     in_channels: int = 3,
+    width: int = 64,
     stride_in_1x1: bool = False,
 ) -> ImageNetResNet:
     """Build ResNet-101 for 224x224 images; see `resnet50`."""
@@ -313,5 +329,6 @@ def resnet101(
         num_classes=num_classes,
         conv=conv,
         in_channels=in_channels,
+        width=width,
         stride_in_1x1=stride_in_1x1,
     )
