@@ -264,8 +264,11 @@ class _Reader:
         """Joined to the step before, unless something else reads its value without the ReLU."""
         value = self.value(node.args[0], node)
         before = self.steps.get(value)
-        joins = before is not None and before.kind in ("adder", "conv", "add", "affine")
-        if joins and self.only_reader(value, node):
+        if (
+            before is not None
+            and before.kind in ("adder", "conv", "add", "affine")
+            and self.only_reader(value, node)
+        ):
             before.relu = True
             self.names[node] = value
             return
