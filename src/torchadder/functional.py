@@ -162,7 +162,7 @@ def adder2d(
         ValueError: a rank, a channel count, a device, a window or the rule does not fit.
         TypeError: a dtype is not a floating one of those above, or the dtypes differ.
 
-    Example:
+    Examples:
         >>> import torch, torchadder as ta
         >>> x = torch.tensor([[[[1.0, 2.0], [3.0, 4.0]]]])
         >>> w = torch.tensor([[[[0.0, 2.0], [5.0, 4.0]]]])
@@ -252,7 +252,7 @@ def adder_linear(
         ValueError: as :func:`adder2d`.
         TypeError: as :func:`adder2d`.
 
-    Example:
+    Examples:
         >>> import torch, torchadder as ta
         >>> ta.functional.adder_linear(torch.tensor([1.0, -1.0]), torch.tensor([[0.0, 2.0]])).item()
         -4.0

@@ -143,7 +143,7 @@ class Adder2d(_AdderNd):
     Raises:
         ValueError: channels not divisible by groups, an unknown rule or padding mode.
 
-    Example:
+    Examples:
         >>> import torch, torchadder as ta
         >>> layer = ta.nn.Adder2d(3, 8, kernel_size=3, padding=1, bias=False)
         >>> layer(torch.randn(2, 3, 32, 32)).shape
@@ -288,7 +288,7 @@ class AdderLinear(AdderModule):
     Shape:
         (..., K) to (..., O).
 
-    Example:
+    Examples:
         >>> import torch, torchadder as ta
         >>> ta.nn.AdderLinear(16, 4)(torch.randn(2, 5, 16)).shape
         torch.Size([2, 5, 4])

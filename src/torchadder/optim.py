@@ -62,7 +62,7 @@ class AdaptiveLR:
         ValueError: ``eta`` is not positive and finite, the model has no adder layers, the optimizer
             holds none of their weights, or it has an AdaptiveLR already.
 
-    Example:
+    Examples:
         >>> import torch, torchadder as ta
         >>> model = torch.nn.Sequential(ta.nn.Adder2d(3, 8, 3, bias=False), torch.nn.BatchNorm2d(8))
         >>> optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)

@@ -105,9 +105,10 @@ def test_values_out_of_range_are_refused_before_anything_begins():
         make_plan(TABLES["distillers"], Path("out"), budgets=[1])
 
 
-def test_difference_ignores_where_a_run_computes():
+def test_difference_ignores_where_a_run_computes_and_what_it_records():
     recipe = recipes.load("mnist_lenet5bn_conv")
-    same = recipes.load("mnist_lenet5bn_conv", {"trainer.threads": 7, "trainer.accelerator": "cpu"})
+    changes = {"threads": 7, "accelerator": "cpu", "record_stability": 50}
+    same = recipes.load("mnist_lenet5bn_conv", {f"trainer.{k}": v for k, v in changes.items()})
     other = recipes.load("mnist_lenet5bn_conv", {"data.augment": "crop"})
     assert difference(recipe, same) is None
     assert difference(recipe, other) == "data.augment is 'crop' there and 'none' now"

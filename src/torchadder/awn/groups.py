@@ -24,7 +24,7 @@ def parameter_groups(
         The groups without those scales, and behind each that had some a copy of its options with
         ``weight_decay=0`` for them. Without such scales, the groups as they are.
 
-    Example:
+    Examples:
         >>> import torch, torchadder as ta
         >>> net = ta.models.lenet5_bn()
         >>> _ = ta.awn.apply_(net, ta.awn.AwnConfig(decay=False))

@@ -51,7 +51,7 @@ def apply_(
             picked or has other filters. The model is left as it was.
         TypeError: an argument is of another type.
 
-    Example:
+    Examples:
         >>> import torchadder as ta
         >>> net = ta.models.lenet5_bn()
         >>> ta.awn.apply_(net)
@@ -237,7 +237,7 @@ def bake_(model: nn.Module) -> list[str]:
             changed then.
         TypeError: ``model`` is no module.
 
-    Example:
+    Examples:
         >>> import torchadder as ta
         >>> net = ta.models.lenet5_bn()
         >>> _ = ta.awn.apply_(net)

@@ -47,7 +47,7 @@ class AdaptiveWeightNorm(nn.Module):
             is a single number, whose normalised value is always 0.
         TypeError: ``config`` is no AwnConfig.
 
-    Example:
+    Examples:
         >>> import torch, torchadder as ta
         >>> layer = ta.nn.Adder2d(3, 8, 3)
         >>> norm = ta.awn.AdaptiveWeightNorm(layer.weight, ta.awn.AwnConfig(init="unit"))

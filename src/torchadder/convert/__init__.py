@@ -70,7 +70,7 @@ def convert_(
             outputs of an adder layer are never positive and their size grows with the number of
             taps, so such nets rarely train.
 
-    Example:
+    Examples:
         >>> import torch, torchadder as ta
         >>> net = torch.nn.Sequential(
         ...     torch.nn.Conv2d(3, 8, 3), torch.nn.BatchNorm2d(8), torch.nn.ReLU(),

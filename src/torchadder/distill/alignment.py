@@ -31,7 +31,7 @@ def standardise(maps: Tensor) -> Tensor:
     Returns:
         Tensor of the same shape and dtype.
 
-    Example:
+    Examples:
         >>> standardise(torch.tensor([[1.0], [3.0]])).flatten()
         tensor([-1.0000,  1.0000])
     """

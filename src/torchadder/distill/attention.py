@@ -23,7 +23,7 @@ def attention_map(activations: Tensor) -> Tensor:
     Returns:
         Tensor (N, P) with P the number of positions; float32 for half precision activations.
 
-    Example:
+    Examples:
         >>> attention_map(torch.tensor([[[1.0, 0.0], [0.0, 1.0]]]))
         tensor([[0.7071, 0.7071]])
     """

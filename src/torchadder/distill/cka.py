@@ -42,7 +42,7 @@ def linear_cka(first: Tensor, second: Tensor) -> Tensor:
     Raises:
         ValueError: fewer than 4 samples, or different numbers of them.
 
-    Example:
+    Examples:
         >>> x = torch.tensor([[0.0, 1.0], [2.0, 0.0], [5.0, 1.0], [1.0, 7.0], [4.0, 2.0]])
         >>> linear_cka(x, 3 * x.flip(1) - 1)
         tensor(1.0000)

@@ -26,7 +26,7 @@ def fsp_matrix(first: Tensor, second: Tensor) -> Tensor:
     Returns:
         Tensor (N, C, D), float32 for half precision maps.
 
-    Example:
+    Examples:
         >>> fsp_matrix(torch.ones(1, 1, 2, 2), torch.full((1, 2, 2, 2), 3.0))
         tensor([[[3., 3.]]])
     """

@@ -73,7 +73,7 @@ def exponential_kernel(
     Returns:
         Tensor of the shape of `output`.
 
-    Example:
+    Examples:
         >>> exponential_kernel(torch.tensor([-2.0, 0.0, 2.0]), sigma=1.0)
         tensor([0.3679, 1.0000, 2.7183])
     """

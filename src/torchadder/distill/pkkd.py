@@ -75,7 +75,7 @@ class PKKD(Distiller):
         ValueError: a weight or temperature out of range, nets that share parameters or have no
             layers to compare.
 
-    Example:
+    Examples:
         >>> import torch, torchadder as ta
         >>> student = ta.models.lenet5_bn(conv="adder")
         >>> pkkd = PKKD(student, ta.models.lenet5_bn(conv="conv"))

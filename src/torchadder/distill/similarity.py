@@ -23,7 +23,7 @@ def similarity_matrix(activations: Tensor) -> Tensor:
     Returns:
         Tensor (N, N), float32 for half precision activations.
 
-    Example:
+    Examples:
         >>> similarity_matrix(torch.tensor([[3.0, 0.0], [4.0, 0.0]]))
         tensor([[0.6000, 0.8000],
                 [0.6000, 0.8000]])

@@ -29,7 +29,7 @@ def soft_cross_entropy(
     Raises:
         ValueError: different shapes, or a temperature that is not positive.
 
-    Example:
+    Examples:
         >>> soft_cross_entropy(torch.zeros(1, 4), torch.zeros(1, 4))
         tensor(1.3863)
     """
@@ -67,7 +67,7 @@ class KD(Distiller):
     Raises:
         ValueError: a weight or temperature out of range, nets that share parameters.
 
-    Example:
+    Examples:
         >>> import torchadder as ta
         >>> kd = KD(ta.models.lenet5_bn(conv="adder"), ta.models.lenet5_bn(conv="conv"))
         >>> sorted(kd(torch.randn(8, 1, 28, 28), torch.arange(8)).parts)

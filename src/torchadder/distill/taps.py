@@ -41,7 +41,7 @@ def find_taps(student: nn.Module, teacher: nn.Module) -> tuple[str, ...]:
     Raises:
         ValueError: no such layer, or one whose numbers of channels differ.
 
-    Example:
+    Examples:
         >>> import torchadder as ta
         >>> cnn = ta.models.lenet5_bn(conv="conv")
         >>> find_taps(ta.models.lenet5_bn(conv="adder"), cnn)
@@ -103,7 +103,7 @@ def find_stages(student: nn.Module, teacher: nn.Module) -> tuple[str, ...]:
     Raises:
         ValueError: no such part.
 
-    Example:
+    Examples:
         >>> import torchadder as ta
         >>> nets = [ta.models.resnet20(conv=kind) for kind in ("adder", "conv")]
         >>> find_stages(*nets)
@@ -255,7 +255,7 @@ def capture(
         RuntimeError: a layer did not run, ran more than once (a shared layer), or its output was
             overwritten in place by a later layer without leave.
 
-    Example:
+    Examples:
         >>> import torch
         >>> net = nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4))
         >>> with capture(net, ["0"], detach=True) as outputs:

@@ -39,7 +39,7 @@ def twin_output(layer: Any, inputs: Tensor) -> Tensor:
         layer: a layer that passes `check_twin`.
         inputs: x, shape (N, C, H, W) or (N, C, L).
 
-    Example:
+    Examples:
         >>> import torch
         >>> layer = nn.Conv2d(1, 1, 1, bias=False)
         >>> with torch.no_grad():

@@ -34,7 +34,7 @@ def set_exponent_(model: nn.Module, p: float, *, clip: bool = False) -> int:
         ValueError: p lies outside 1 .. 2, or the model has no adder layers, or one that has no
             exponent; nothing is changed then.
 
-    Example:
+    Examples:
         >>> import torchadder as ta
         >>> net = ta.models.lenet5_bn()
         >>> ta.lp.set_exponent_(net, 1.5)

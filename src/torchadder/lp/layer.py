@@ -56,7 +56,7 @@ def adder2d(
         ValueError: p lies outside 1 .. 2, or as :func:`torchadder.functional.adder2d`.
         TypeError: as :func:`torchadder.functional.adder2d`.
 
-    Example:
+    Examples:
         >>> import torch, torchadder as ta
         >>> x = torch.tensor([[[[1.0, 4.0]]]])
         >>> ta.lp.adder2d(x, torch.zeros(1, 1, 1, 2), p=2.0).item()
@@ -91,7 +91,7 @@ class LpAdder2d(_AdderNd):
     Raises:
         ValueError: p lies outside 1 .. 2, or as ``ta.nn.Adder2d``.
 
-    Example:
+    Examples:
         >>> import torch, torchadder as ta
         >>> layer = ta.lp.LpAdder2d(3, 8, kernel_size=3, padding=1, bias=False, p=1.5)
         >>> layer(torch.randn(2, 3, 32, 32)).shape

@@ -32,7 +32,7 @@ class ExponentSchedule:
     Raises:
         ValueError: an argument is out of range.
 
-    Example:
+    Examples:
         >>> schedule = ExponentSchedule(share=0.5)
         >>> tuple(schedule.exponent(epoch, 8) for epoch in range(8))
         (2.0, 1.75, 1.5, 1.25, 1.0, 1.0, 1.0, 1.0)

@@ -104,7 +104,7 @@ def library() -> ctypes.CDLL | None:
 def cpu_library_info() -> dict[str, str]:
     """Which implementation serves CPU tensors: backend and instruction set.
 
-    Example:
+    Examples:
         >>> import torchadder
         >>> torchadder.ops.cpu_library_info()["backend"] in ("cpu", "reference")
         True

@@ -27,7 +27,7 @@ def allow_tf32_in_weight_gradient(allow: bool) -> None:
     the terms. torch's own switch for convolutions, which is on by default, does not count here: a
     layer that multiplies nothing in its forward should not lose digits because of it.
 
-    Example:
+    Examples:
         >>> import torchadder as ta
         >>> ta.ops.allow_tf32_in_weight_gradient(False)
     """

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from torchadder.atomic import is_temporary, write_atomically
-from torchadder.reproduce.plan import PLACE, Job, Plan, ReproduceError, difference
+from torchadder.reproduce.plan import NEUTRAL, Job, Plan, ReproduceError, difference
 from torchadder.training.recipe import RecipeError, read_recipe
 
 SETTINGS = "settings.json"
@@ -68,7 +68,7 @@ def settle(plan: Plan) -> Settings:
     """
     output = plan.output
     found = read_settings(output)
-    wanted = {key: value for key, value in plan.overrides.items() if key not in PLACE}
+    wanted = {key: value for key, value in plan.overrides.items() if key not in NEUTRAL}
     if found is None:
         if output.exists() and (not output.is_dir() or _holds_strangers(output)):
             raise ReproduceError(

@@ -20,8 +20,13 @@ from torchadder.training.recipe import PLACE_KEYS, Recipe, RecipeError, keys, su
 SHARED = ("data", "optimizer", "schedule", "trainer")
 """Sections of a recipe that may be changed for all rows of a table; the others make the rows."""
 
-PLACE = frozenset({*(f"trainer.{key}" for key in PLACE_KEYS), "data.device_cache"})
-"""Keys that say where a run computes, not what: they may differ from one call to the next."""
+NEUTRAL = frozenset(
+    {*(f"trainer.{key}" for key in (*PLACE_KEYS, "record_stability")), "data.device_cache"}
+)
+"""Keys that say where a run computes or what it records, not what it trains.
+
+They may differ from one call to the next.
+"""
 
 
 class ReproduceError(ValueError):
@@ -222,11 +227,11 @@ def check_overrides(overrides: Mapping[str, Any]) -> None:
 def difference(planned: Recipe, found: Recipe) -> str | None:
     """The first setting in which two recipes differ, in words; None if they train the same.
 
-    The place of the computation (`PLACE`) does not count, nor does the path of a teacher: it is
+    What is not trained by (`NEUTRAL`) does not count, nor does the path of a teacher: it is
     the run folder of the teacher's row wherever the table lies.
     """
     now, then = flatten(planned.to_dict()), flatten(found.to_dict())
-    for key in sorted((now.keys() | then.keys()) - PLACE - {"distill.teacher_checkpoint"}):
+    for key in sorted((now.keys() | then.keys()) - NEUTRAL - {"distill.teacher_checkpoint"}):
         if now.get(key) != then.get(key):
             return f"{key} is {then.get(key)!r} there and {now.get(key)!r} now"
     return None

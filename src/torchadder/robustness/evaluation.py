@@ -113,7 +113,7 @@ def evaluate(
         ValueError: If an argument cannot be used, a switch does not fit the model, or as of `fgsm`.
         TypeError: As of `fgsm`.
 
-    Example:
+    Examples:
         >>> import torch, torchadder as ta
         >>> model = ta.models.lenet5_bn().eval()
         >>> images, labels = torch.rand(4, 1, 28, 28), torch.arange(4)

@@ -46,7 +46,7 @@ def fgsm(
             or the model is in training mode.
         TypeError: If images or labels have another dtype.
 
-    Example:
+    Examples:
         >>> import torch
         >>> model = torch.nn.Linear(1, 2, bias=False).eval()
         >>> with torch.no_grad(): _ = model.weight.copy_(torch.tensor([[1.0], [-1.0]]))

@@ -26,7 +26,7 @@ class Normalised(nn.Module):
     Raises:
         ValueError: mean and std differ in length, or an std is not positive.
 
-    Example:
+    Examples:
         >>> import torch
         >>> model = Normalised(torch.nn.Flatten(), mean=[0.5], std=[0.25])
         >>> model(torch.ones(1, 1, 1, 2))

@@ -163,7 +163,7 @@ def input_gradient(model: nn.Module, rule: str) -> Iterator[nn.Module]:
     Raises:
         ValueError: If the rule is unknown or the model has no adder layers.
 
-    Example:
+    Examples:
         >>> import torch, torchadder as ta
         >>> layer = ta.nn.AdderLinear(1, 1, bias=False)
         >>> _ = torch.nn.init.zeros_(layer.weight)

@@ -45,7 +45,7 @@ class SlacHead(nn.Module):
     Raises:
         ValueError: a count is below 1.
 
-    Example:
+    Examples:
         >>> import torch
         >>> SlacHead(84, 10)(torch.randn(5, 84)).shape
         torch.Size([5, 10])

@@ -48,7 +48,7 @@ def mean_distance(inputs: Distribution, weights: Normal | Laplace) -> float:
       `(b/2) exp(-d^2 / 2 s^2) (erfcx((s/b - d/s) / sqrt 2) + erfcx((s/b + d/s) / sqrt 2))`;
     * rectified inputs: an integral over the weights, computed to rounding.
 
-    Example:
+    Examples:
         >>> round(mean_distance(Laplace(), Laplace()), 12)
         1.5
     """
@@ -115,7 +115,7 @@ def adder_output_moments(
         TypeError: If the weights are rectified.
         ValueError: If `num_taps` is below 1.
 
-    Example:
+    Examples:
         >>> moments = adder_output_moments(Normal(), Normal(), 100)
         >>> round(moments.variance / 200, 4), round(1 - 2 / math.pi, 4)
         (0.3634, 0.3634)
@@ -147,7 +147,7 @@ def conv_output_moments(
         TypeError: If the weights are rectified.
         ValueError: If `num_taps` is below 1.
 
-    Example:
+    Examples:
         >>> conv_output_moments(Normal(), Normal(0.0, 0.5), 100).variance
         25.0
     """

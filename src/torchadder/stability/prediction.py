@@ -110,7 +110,7 @@ def predict_output_variance(
     Raises:
         ValueError: If there are no batches, or no such layer.
 
-    Example:
+    Examples:
         >>> import torch, torchadder as ta
         >>> net = torch.nn.Sequential(ta.nn.Adder2d(2, 8, 3), torch.nn.BatchNorm2d(8))
         >>> (layer,) = predict_output_variance(net.eval(), [torch.randn(32, 2, 16, 16)])
