@@ -226,7 +226,7 @@ def test_tensors_that_do_not_fit_are_refused():
         ("fc.offset", torch.full((10,), 2**61), "may overflow 64 bits"),
         ("fc.multiplier", torch.zeros(10), "fc: multiplier is torch.float32"),
         ("fc.weight", torch.zeros(10, 32, 1, 1), "fc: the weight is torch.float32"),
-        ("body.concat.order", torch.zeros(8, dtype=torch.int64), "order is no order of 8"),
+        ("body.concat.order", torch.full((8,), 8), "order names channels beyond 8"),
     ):
         with pytest.raises(ValueError, match=message):
             Program.from_dict(described, tensors | {name: tensor})

@@ -78,6 +78,15 @@ class FloatGraph:
     module: fx.GraphModule = field(repr=False)
     nodes: dict[str, str] = field(repr=False)
 
+    def shapes(self) -> dict[str, tuple[int, int, int]]:
+        """Channels, height and width of every value; features without an image are (C, 1, 1)."""
+        nodes = {node.name: node for node in self.module.graph.nodes}
+        result = {}
+        for value, name in self.nodes.items():
+            C, H, W, *_ = (*(int(size) for size in _shape(nodes[name])[1:]), 1, 1)
+            result[value] = (C, H, W)
+        return result
+
 
 def trace(model: nn.Module, images: Tensor) -> FloatGraph:
     """Writes a net down as steps.
@@ -154,7 +163,7 @@ class _Reader:
         value: Any = self.module
         for part in str(argument.target).split("."):
             value = getattr(value, part)
-        return value.detach()
+        return value.detach().cpu()
 
     def value(self, argument: Any, node: fx.Node) -> str:
         """The name of a value that an operation reads."""

@@ -347,7 +347,9 @@ class Flatten:
 
 @dataclass(frozen=True, eq=False)
 class Concat:
-    """Channels of several values in the given order: what groups of filters end in.
+    """Channels of one or several values in a given order, all of them or some.
+
+    Groups of filters end in one, and one takes a group's channels from a residual.
 
     Attributes:
         name: Unique in the program.
@@ -600,11 +602,13 @@ def _output_shape(step: Step, shapes: list[Shape]) -> Shape:
     elif isinstance(step, Concat):
         channels = sum(shape[0] for shape in shapes)
         _want(
-            sorted(step.order.tolist()) == list(range(channels)),
-            f"{step.name}: order is no order of {channels} channels",
+            step.order.dtype == torch.int64
+            and step.order.dim() == 1
+            and bool(((step.order >= 0) & (step.order < channels)).all()),
+            f"{step.name}: order names channels beyond {channels}",
         )
         _want(all(s[1:] == (H, W) for s in shapes), f"{step.name}: images of unequal size")
-        return (channels, H, W)
+        return (len(step.order), H, W)
     else:
         return shapes[0]
     _want(residual == shape, f"{step.name}: adds {residual} to {shape}")

@@ -10,16 +10,14 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor, fx
 
+from torchadder.quantize.config import Int8Config
 from torchadder.quantize.graph import FloatGraph, QuantizationError
-
-Method = Literal["max", "percentile", "mse"]
-
-METHODS: tuple[Method, ...] = ("max", "percentile", "mse")
+from torchadder.quantize.grids import Grid
 
 NUM_BINS = 4096
 NUM_CANDIDATES = 100
@@ -63,7 +61,7 @@ def collect(graph: FloatGraph, batches: Iterable[Tensor]) -> dict[str, Histogram
         before = extremes.get(value, (float("inf"), float("-inf")))
         extremes[value] = (min(before[0], float(low)), max(before[1], float(high)))
 
-    _watch(graph, batches, widen)
+    watch(graph, batches, widen)
     histograms = {
         value: Histogram(low, max(high, low + 1e-30), torch.zeros(NUM_BINS, dtype=torch.float64))
         for value, (low, high) in extremes.items()
@@ -77,44 +75,83 @@ def collect(graph: FloatGraph, batches: Iterable[Tensor]) -> dict[str, Histogram
         counts = torch.histc(numbers.float(), NUM_BINS, seen.low, seen.high)
         seen.counts += counts.double()
 
-    _watch(graph, batches, count)
+    watch(graph, batches, count)
     return histograms
 
 
 def choose(
-    histogram: Histogram, method: Method, levels: int, percentile: float, *, is_positive: bool
+    histogram: Histogram,
+    config: Int8Config,
+    bits: int,
+    *,
+    weights: Tensor | None = None,
 ) -> tuple[float, float]:
-    """The range that `levels` equal steps are to cover.
+    """The range that the integers of a value are to cover.
+
+    "max" takes all numbers; "percentile" all but a share of the largest magnitudes; "mse" tries
+    shares of the whole range and takes the one with the smallest mean squared error. Where the
+    filters of adder layers share the value's integers, their error is added, for |x - w| errs as
+    much by either; and if they are not clamped, the range covers them, too.
 
     Args:
         histogram: Of the value.
-        method: "max" (all of it), "percentile" (all but a share of the largest magnitudes), or
-            "mse" (the share of the largest magnitude with the smallest mean squared error).
-        levels: Number of steps, 255 for a byte.
-        percentile: Share of the numbers that "percentile" covers, in 0..1.
-        is_positive: Whether the value has no negative numbers, so that the range begins at 0.
+        config: How to choose.
+        bits: Width of the integers.
+        weights: All filters that share the value's integers, or None.
+
+    Returns:
+        Smallest and largest number, 0 in between.
     """
     low, high = min(histogram.low, 0.0), max(histogram.high, 0.0)
-    if is_positive:
-        low = 0.0
-    if method == "max" or high == low:
+    covered = weights if weights is not None and not config.clamp else None
+    if covered is not None:
+        low, high = min(low, float(covered.min())), max(high, float(covered.max()))
+    if config.range == "max" or high == low:
         return low, high
     centres, counts = histogram.centres, histogram.counts
-    if method == "percentile":
-        order = centres.abs().argsort()
-        share = counts[order].cumsum(0) / counts.sum()
-        inside = int(torch.searchsorted(share, torch.tensor(percentile, dtype=torch.float64)))
-        bound = float(centres.abs()[order][min(inside, len(order) - 1)])
+    if config.range == "percentile":
+        bound = _quantile(centres.abs(), counts, config.percentile)
+        if covered is not None:
+            sizes = covered.abs().flatten()
+            bound = max(bound, _quantile(sizes, torch.ones_like(sizes), config.percentile))
         return max(low, -bound), min(high, bound)
+    shares = counts / counts.sum()
+    filters = histogram_of(weights) if weights is not None else None
     best, best_error = (low, high), float("inf")
     for part in range(NUM_CANDIDATES, 0, -1):
-        a, b = low * part / NUM_CANDIDATES, high * part / NUM_CANDIDATES
-        step = (b - a) / levels
-        rounded = ((centres - a) / step).round().clamp(0, levels) * step + a
-        error = float((counts * (rounded - centres).square()).sum())
+        grid = Grid.over(low * part / NUM_CANDIDATES, high * part / NUM_CANDIDATES, bits)
+        error = float((shares * (grid.rounded(centres) - centres).square()).sum())
+        if filters is not None:
+            kept = filters.centres
+            kept = kept.clamp(grid.low, grid.high) if config.clamp else kept
+            squares = filters.counts * (grid.rounded(kept) - kept).square()
+            error += float(squares.sum() / filters.counts.sum())
         if error < best_error:
-            best, best_error = (a, b), error
+            best, best_error = (grid.low, grid.high), error
     return best
+
+
+def histogram_of(numbers: Tensor) -> Histogram:
+    """Histogram of a tensor."""
+    low, high = (float(extreme) for extreme in numbers.aminmax())
+    high = max(high, low + 1e-30)
+    counts = torch.histc(numbers.float().cpu(), NUM_BINS, low, high).double()
+    return Histogram(low, high, counts)
+
+
+def clipped_share(histogram: Histogram, low: float, high: float) -> float:
+    """Share of the numbers outside `low .. high`, by the middles of their bins."""
+    centres = histogram.centres
+    outside = (centres < low) | (centres > high)
+    return float(histogram.counts[outside].sum() / histogram.counts.sum())
+
+
+def _quantile(sizes: Tensor, counts: Tensor, share: float) -> float:
+    """The size that `share` of the numbers do not exceed."""
+    ordered, order = sizes.double().sort()
+    covered = counts.double()[order].cumsum(0) / counts.sum()
+    inside = int((covered < share).sum())
+    return float(ordered[min(inside, len(ordered) - 1)])
 
 
 class _Watcher(fx.Interpreter):
@@ -132,7 +169,8 @@ class _Watcher(fx.Interpreter):
         return result
 
 
-def _watch(graph: FloatGraph, batches: Sequence[Tensor], show: Any) -> None:
+def watch(graph: FloatGraph, batches: Sequence[Tensor], show: Any) -> None:
+    """Runs a net over images and calls `show(name, value)` with every value of the graph."""
     watcher = _Watcher(graph, show)
     with torch.no_grad():
         for images in itertools.chain(batches):

@@ -1,0 +1,509 @@
+"""From a float net's steps and ranges to an integer program.
+
+Who shares a scale with whom is decided here:
+
+* The output of a max pool or a flattening has the integers of what it reads.
+* A value that only adder layers or convolutions of one width read gets integers of that width. One
+  that a residual, a mean or a layer of another width reads, too, gets bytes.
+* An adder layer's filters have the integers of the value it reads, directly where that value has
+  the layer's width, so that several layers reading one value agree on its range. Otherwise, and
+  where a layer's filters form groups, the layer or group has a range of its own and the value is
+  requantised for it.
+* Filters are cut to the range: for every x in it, `|x - w| = |x - cut(w)| + |w - cut(w)|`, and the
+  second term is a constant of the filter.
+* Filters of convolutions have a symmetric scale for each output channel.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from torchadder.ops.int8.schema import MAX_TERMS
+from torchadder.quantize import program as p
+from torchadder.quantize.config import MAX_BITS, Int8Config
+from torchadder.quantize.graph import FloatGraph, QuantizationError, Step
+from torchadder.quantize.grids import INT32, Grid, fixed_point
+from torchadder.quantize.grouping import kmeans
+from torchadder.quantize.ranges import Histogram, choose, clipped_share
+
+LOGIT_STEPS = 2**20
+"""Integers over the calibrated range of the logits; what lies beyond still fits 32 bits."""
+
+_CONV_CANDIDATES = 40
+
+
+@dataclass(frozen=True)
+class LayerRange:
+    """The range that a layer, or one group of its filters, computes with.
+
+    Attributes:
+        layer: Name of the layer.
+        kind: "adder" or "conv".
+        output: Name of the value that the layer makes.
+        num_filters: Number of filters.
+        bits: Width of the integers.
+        grid: Integers of what it reads, and of its filters if it is an adder layer.
+        clipped: Share of what it reads that is beyond the range, in 0..1.
+        clipped_weights: Share of the weights beyond it; folded into the bias if they are clamped.
+    """
+
+    layer: str
+    kind: str
+    output: str
+    num_filters: int
+    bits: int
+    grid: Grid
+    clipped: float
+    clipped_weights: float
+
+
+@dataclass(frozen=True)
+class _Part:
+    """Filters of a layer that share a grid."""
+
+    filters: Tensor
+    grid: Grid
+
+
+def lower(
+    graph: FloatGraph,
+    histograms: Mapping[str, Histogram],
+    config: Int8Config,
+    *,
+    mean: tuple[float, ...] | None = None,
+    std: tuple[float, ...] | None = None,
+) -> tuple[p.Program, list[LayerRange]]:
+    """The integer program of a net.
+
+    Args:
+        graph: The net.
+        histograms: Of all its values.
+        config: What the user has chosen.
+        mean: Of each channel, what the images were normalised with, for the record.
+        std: Likewise.
+
+    Returns:
+        The program and the ranges of its layers.
+
+    Raises:
+        QuantizationError: If a layer cannot be done in integers, or a value is always zero.
+    """
+    return _Lowering(graph, histograms, config).run(mean, std)
+
+
+class _Lowering:
+    def __init__(
+        self, graph: FloatGraph, histograms: Mapping[str, Histogram], config: Int8Config
+    ) -> None:
+        self.graph, self.histograms, self.config = graph, histograms, config
+        self.shapes = graph.shapes()
+        self.makers = {step.output: step for step in graph.steps}
+        self.grids: dict[str, Grid] = {}
+        self.parts: dict[str, list[_Part]] = {}
+        self.steps: list[p.Step] = []
+        self.values: dict[str, p.Value] = {}
+        self.ranges: list[LayerRange] = []
+        self.names = _unique_names(graph.steps)
+        self._output = graph.output
+
+    def run(
+        self, mean: tuple[float, ...] | None, std: tuple[float, ...] | None
+    ) -> tuple[p.Program, list[LayerRange]]:
+        """Grids for all values first, then the steps."""
+        graph = self.graph
+        shape = self.shapes[graph.output]
+        if shape[1:] != (1, 1):
+            raise QuantizationError(f"the net makes {shape}, not one number for each class")
+        for value in [graph.input, *self.makers]:
+            if self.root(value) == value:
+                self._choose_grids(value)
+        self._value(graph.input, self._dtype(graph.input))
+        for step in graph.steps:
+            self._emit(step)
+        if self.values[graph.output].dtype == "uint8":
+            self._end_in_integers()
+        C, H, W = self.shapes[graph.input]
+        first, last = self.values[graph.input], self.values[self._output]
+        program = p.Program(
+            input=p.Input(graph.input, C, H, W, first.scale, first.zero_point, mean, std),
+            output=p.Output(self._output, shape[0], last.scale),
+            steps=tuple(self.steps),
+            values=self.values,
+            bits=self.config.bits,
+        )
+        return program, self.ranges
+
+    # Who shares integers --------------------------------------------------------------------------
+
+    def root(self, value: str) -> str:
+        """The value whose integers this one has."""
+        maker = self.makers.get(value)
+        while maker is not None and maker.kind in ("max_pool", "flatten"):
+            value = maker.inputs[0]
+            maker = self.makers.get(value)
+        return value
+
+    def bits(self, step: Step) -> int:
+        """Width of the integers of a layer."""
+        at_an_end = self.is_first(step) or self.is_last(step)
+        return MAX_BITS if at_an_end else self.config.bits
+
+    def is_first(self, step: Step) -> bool:
+        """Whether a layer reads the images."""
+        return self.root(step.inputs[0]) == self.graph.input
+
+    def is_last(self, step: Step) -> bool:
+        """Whether a layer makes the logits."""
+        return step.output == self.graph.output
+
+    def is_float(self, step: Step) -> bool:
+        """Whether a layer stays in float."""
+        first = self.is_first(step) and self.config.first == "float"
+        last = self.is_last(step) and self.config.last == "float"
+        return step.kind == "conv" and len(step.inputs) == 1 and (first or last)
+
+    def _dtype(self, value: str) -> p.DType:
+        """Images that only layers in float read stay as they are."""
+        readers = [step for step in self.graph.steps if value in step.inputs]
+        in_float = all(step.kind == "conv" and self.is_float(step) for step in readers)
+        return "float32" if value == self.graph.input and in_float else "uint8"
+
+    def _choose_grids(self, root: str) -> None:
+        """Integers of a value and, where they differ, of the layers that read it."""
+        histogram = self.histograms[root]
+        layers, others = [], root == self.graph.output
+        for step in self.graph.steps:
+            for place, value in enumerate(step.inputs):
+                if self.root(value) != root or step.kind in ("max_pool", "flatten"):
+                    continue
+                if place == 0 and step.kind in ("adder", "conv"):
+                    layers.append(step)
+                else:
+                    others = True
+        groups = {step.output: self._groups(step) for step in layers}
+        grouped = any(len(parts) > 1 for parts in groups.values())
+        widths = {self.bits(step) for step in layers}
+        bits = MAX_BITS if others or grouped or len(widths) != 1 else widths.pop()
+        direct = [
+            step for step in layers if self.bits(step) == bits and len(groups[step.output]) == 1
+        ]
+        grid = self._grid(root, histogram, bits, [s for s in direct if s.kind == "adder"])
+        self.grids[root] = grid
+        for step in layers:
+            if step in direct:
+                self.parts[step.output] = [_Part(groups[step.output][0], grid)]
+                continue
+            assert step.weight is not None
+            self.parts[step.output] = [
+                _Part(filters, self._part_grid(step, histogram, filters, len(parts)))
+                for parts in (groups[step.output],)
+                for filters in parts
+            ]
+
+    def _grid(self, value: str, histogram: Histogram, bits: int, sharing: list[Step]) -> Grid:
+        filters = [step.weight.flatten() for step in sharing if step.weight is not None]
+        weights = torch.cat(filters) if filters else None
+        low, high = choose(histogram, self.config, bits, weights=weights)
+        if low == high:
+            maker = self.makers.get(value)
+            what = f"{maker.name}: its output is" if maker else "calibration: the images are"
+            raise QuantizationError(f"{what} 0 for all calibration images: a range of zero")
+        return Grid.over(low, high, bits)
+
+    def _part_grid(
+        self, step: Step, histogram: Histogram, filters: Tensor, num_groups: int
+    ) -> Grid:
+        """Integers of a layer, or of a group of its filters, that requantises what it reads."""
+        assert step.weight is not None
+        bits = self.bits(step)
+        weights = step.weight[filters] if step.kind == "adder" else None
+        low, high = choose(histogram, self.config, bits, weights=weights)
+        if num_groups > 1 and weights is not None:
+            # Beyond the largest weight of the group, |x - w| grows alike for all its filters.
+            largest = float(weights.abs().max())
+            if largest > 0:
+                low, high = max(low, -largest), min(high, largest)
+        return Grid.over(low, high, bits)
+
+    def _groups(self, step: Step) -> list[Tensor]:
+        """Filters of a layer that get a range together."""
+        assert step.weight is not None
+        assert step.window is not None
+        everything = torch.arange(len(step.weight))
+        at_an_end = self.is_first(step) or self.is_last(step)
+        if step.kind != "adder" or step.window.groups > 1 or at_an_end:
+            return [everything]
+        return kmeans(step.weight.abs().flatten(1).amax(1), self.config.groups)
+
+    # Steps ----------------------------------------------------------------------------------------
+
+    def _value(self, name: str, dtype: p.DType = "uint8", grid: Grid | None = None) -> p.Value:
+        grid = grid or self.grids[self.root(name)]
+        scale, zero_point = (1.0, 0) if dtype == "float32" else (grid.scale, grid.zero_point)
+        value = p.Value(name, self.shapes[name], scale, zero_point, dtype)
+        self.values[name] = value
+        return value
+
+    def _emit(self, step: Step) -> None:
+        name = self.names[step.output]
+        if step.kind in ("adder", "conv"):
+            self._layer(step, name)
+            return
+        source = self.values[step.inputs[0]]
+        result = self._value(step.output)
+        low, high = self._limits(step, result)
+        if step.kind == "flatten":
+            self.steps.append(p.Flatten(name, source.name, result.name))
+        elif step.kind == "max_pool":
+            assert step.window is not None
+            assert step.kernel is not None
+            stride, padding, dilation, _ = step.window
+            self.steps.append(
+                p.MaxPool(name, source.name, result.name, step.kernel, stride, padding, dilation)
+            )
+        elif step.kind == "avg_pool":
+            kernel = step.kernel or source.shape[1:]
+            stride, padding = (step.window[0], step.window[1]) if step.window else (kernel, (0, 0))
+            num_pixels = kernel[0] * kernel[1]
+            factor = source.scale / (result.scale * num_pixels)
+            constant = result.zero_point - source.zero_point * num_pixels * factor
+            how = fixed_point(*_each(result, factor, constant), low, high)
+            self.steps.append(
+                p.AvgPool(name, source.name, result.name, kernel, stride, padding, how)
+            )
+        elif step.kind == "add":
+            other = self.values[step.inputs[1]]
+            factor, residual = source.scale / result.scale, other.scale / result.scale
+            constant = result.zero_point - source.zero_point * factor - other.zero_point * residual
+            how = fixed_point(*_each(result, factor, constant), low, high, residual)
+            self.steps.append(p.Add(name, source.name, other.name, result.name, how))
+        else:
+            assert step.scale is not None
+            assert step.shift is not None
+            factors = step.scale * (source.scale / result.scale)
+            constants = step.shift / result.scale + result.zero_point - source.zero_point * factors
+            how = fixed_point(factors, constants, low, high)
+            self.steps.append(p.Affine(name, source.name, result.name, how))
+
+    def _limits(self, step: Step, result: p.Value) -> tuple[int, int]:
+        if result.dtype == "int32":
+            return (0, INT32[1]) if step.relu else INT32
+        levels = self.grids[self.root(result.name)].levels
+        return (result.zero_point if step.relu else 0), levels
+
+    def _layer(self, step: Step, name: str) -> None:
+        assert step.weight is not None
+        assert step.window is not None
+        if step.kind == "conv" and self.is_float(step):
+            self._float_layer(step, name)
+            return
+        terms = step.weight[0].numel()
+        most = MAX_TERMS["adder2d" if step.kind == "adder" else "conv2d"]
+        if terms > most:
+            raise QuantizationError(f"{step.name}: a sum of {terms} terms may overflow 32 bits")
+        source = self.values[step.inputs[0]]
+        result = self._result(step)
+        residual = self.values[step.inputs[1]] if len(step.inputs) > 1 else None
+        parts = self.parts[step.output]
+        own = self.grids[self.root(source.name)]
+        if len(parts) == 1:
+            value = source
+            if parts[0].grid != own:
+                value = self._requantised(step, f"{name}_requantise", source, parts[0].grid)
+            self._part(step, name, parts[0], value, result, residual)
+            return
+        made = []
+        for number, part in enumerate(parts):
+            label = f"{name}.group{number}"
+            value = self._requantised(step, f"{name}.requantise{number}", source, part.grid)
+            shape = (len(part.filters), *result.shape[1:])
+            piece = p.Value(f"{result.name}.{number}", shape, result.scale, result.zero_point)
+            self.values[piece.name] = piece
+            share = residual
+            if residual is not None:
+                share = p.Value(
+                    f"{result.name}.residual{number}", shape, residual.scale, residual.zero_point
+                )
+                self.values[share.name] = share
+                self.steps.append(
+                    p.Concat(f"{name}.residual{number}", (residual.name,), share.name, part.filters)
+                )
+            self._part(step, label, part, value, piece, share)
+            made.append(piece.name)
+        order = torch.cat([part.filters for part in parts]).argsort()
+        self.steps.append(p.Concat(f"{name}.concat", tuple(made), result.name, order))
+
+    def _result(self, step: Step) -> p.Value:
+        """The value that a layer makes: bytes, or integers for logits."""
+        readers = any(step.output in other.inputs for other in self.graph.steps)
+        if not self.is_last(step) or readers:
+            return self._value(step.output)
+        return self._logits(step.output)
+
+    def _logits(self, value: str) -> p.Value:
+        histogram = self.histograms[self.graph.output]
+        span = max(abs(histogram.low), abs(histogram.high)) / LOGIT_STEPS
+        self._output = value
+        self.values[value] = p.Value(value, self.shapes[self.graph.output], span, 0, "int32")
+        return self.values[value]
+
+    def _requantised(self, step: Step, name: str, source: p.Value, grid: Grid) -> p.Value:
+        value = p.Value(
+            f"{step.output}.input{len(self.steps)}", source.shape, grid.scale, grid.zero_point
+        )
+        self.values[value.name] = value
+        factor = source.scale / grid.scale
+        constant = grid.zero_point - source.zero_point * factor
+        how = fixed_point(*_each(value, factor, constant), 0, grid.levels)
+        self.steps.append(p.Requantise(name, source.name, value.name, how))
+        return value
+
+    def _part(
+        self,
+        step: Step,
+        name: str,
+        part: _Part,
+        source: p.Value,
+        result: p.Value,
+        residual: p.Value | None,
+    ) -> None:
+        """One layer, or one group of its filters."""
+        assert step.weight is not None
+        assert step.window is not None
+        assert step.scale is not None
+        assert step.shift is not None
+        filters = part.filters
+        weight = step.weight[filters].double()
+        scale, shift = step.scale[filters], step.shift[filters]
+        grid = part.grid
+        if step.kind == "adder":
+            integers = grid.to_integers(weight).to(torch.uint8)
+            factors = scale * grid.scale
+            if self.config.clamp:
+                beyond = (weight - weight.clamp(grid.low, grid.high)).abs().sum((1, 2, 3))
+                shift = shift - scale * beyond
+        else:
+            integers, steps = _conv_filters(weight, self.bits(step), self.config)
+            factors = scale * steps * source.scale
+            shift = shift - factors * source.zero_point * integers.double().sum((1, 2, 3))
+        residual_factor, constants = 0.0, shift / result.scale + result.zero_point
+        if residual is not None:
+            residual_factor = residual.scale / result.scale
+            constants = constants - residual.zero_point * residual_factor
+        try:
+            how = fixed_point(
+                factors / result.scale, constants, *self._part_limits(step, result), residual_factor
+            )
+        except QuantizationError as error:
+            raise QuantizationError(f"{step.name}: {error}") from None
+        stride, padding, dilation, groups = step.window
+        self.steps.append(
+            p.Layer(
+                "adder" if step.kind == "adder" else "conv",
+                name,
+                source.name,
+                result.name,
+                integers,
+                stride,
+                padding,
+                dilation,
+                groups,
+                how,
+                None if residual is None else residual.name,
+            )
+        )
+        beyond_weights = 0.0
+        if step.kind == "adder":
+            half = 0.5 * grid.scale
+            outside = (weight < grid.low - half) | (weight > grid.high + half)
+            beyond_weights = float(outside.double().mean())
+        histogram = self.histograms[self.root(step.inputs[0])]
+        clipped = clipped_share(
+            histogram, grid.low - 0.5 * grid.scale, grid.high + 0.5 * grid.scale
+        )
+        self.ranges.append(
+            LayerRange(
+                name, step.kind, step.output, len(filters), self.bits(step), grid, clipped,
+                beyond_weights,
+            )
+        )  # fmt: skip
+
+    def _part_limits(self, step: Step, result: p.Value) -> tuple[int, int]:
+        if result.dtype == "int32":
+            return (0, INT32[1]) if step.relu else INT32
+        levels = self.grids[self.root(step.output)].levels
+        return (result.zero_point if step.relu else 0), levels
+
+    def _float_layer(self, step: Step, name: str) -> None:
+        assert step.weight is not None
+        assert step.window is not None
+        assert step.scale is not None
+        assert step.shift is not None
+        result = self._value(step.output, "float32" if self.is_last(step) else "uint8")
+        if self.is_last(step):
+            self._output = step.output
+        weight = step.weight.double() * step.scale[:, None, None, None]
+        stride, padding, dilation, groups = step.window
+        self.steps.append(
+            p.FloatLayer(
+                name, step.inputs[0], result.name, weight.float(), step.shift.float(),
+                stride, padding, dilation, groups, step.relu,
+            )
+        )  # fmt: skip
+
+    def _end_in_integers(self) -> None:
+        """Logits that no layer makes: bytes to int32."""
+        source = self.values[self.graph.output]
+        name = f"{source.name}.logits"
+        self.shapes[name] = source.shape
+        result = self._logits(name)
+        factor = source.scale / result.scale
+        how = fixed_point(*_each(source, factor, -source.zero_point * factor), *INT32)
+        self.steps.append(p.Affine(name, source.name, name, how))
+
+
+def _each(value: p.Value, factor: float, constant: float) -> tuple[Tensor, Tensor]:
+    """The same numbers for every channel."""
+    ones = torch.ones(value.shape[0], dtype=torch.float64)
+    return factor * ones, constant * ones
+
+
+def _conv_filters(weight: Tensor, bits: int, config: Int8Config) -> tuple[Tensor, Tensor]:
+    """Filters of a convolution as int8, and the real number of one step for each, float64."""
+    most = 2 ** (bits - 1) - 1
+    largest = weight.abs().amax((1, 2, 3))
+    largest = torch.where(largest > 0, largest, torch.ones_like(largest))
+    best = largest / most
+    if config.range == "mse":
+        best_error = torch.full_like(largest, torch.inf)
+        for part in range(_CONV_CANDIDATES, _CONV_CANDIDATES // 2, -1):
+            steps = largest * part / (_CONV_CANDIDATES * most)
+            wide = steps[:, None, None, None]
+            rounded = (weight / wide).round().clamp(-most, most) * wide
+            error = (rounded - weight).square().sum((1, 2, 3))
+            best = torch.where(error < best_error, steps, best)
+            best_error = torch.minimum(error, best_error)
+    integers = (weight / best[:, None, None, None]).round().clamp(-most, most)
+    return integers.to(torch.int8), best
+
+
+def _unique_names(steps: list[Step]) -> dict[str, str]:
+    """A name for each step, by its output: its layer's path, or that of the operation.
+
+    None is the beginning of another's path, for steps become modules of those names.
+    """
+    names: dict[str, str] = {}
+    layers = {step.name for step in steps if step.kind in ("adder", "conv") and step.name}
+    parents = {path[:end] for path in layers for end, c in enumerate(path) if c == "."}
+    for step in steps:
+        is_layer = step.kind in ("adder", "conv") and step.name
+        wanted = step.name if is_layer else step.output
+        name, number = wanted, 1
+        while name in names.values() or name in parents or (not is_layer and name in layers):
+            name, number = f"{wanted}_{number}", number + 1
+        names[step.output] = name
+    return names
