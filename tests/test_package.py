@@ -19,7 +19,7 @@ LAYERS = (
     ("nn",),
     ("optim", "convert", "atomic", "lp", "slac", "awn"),
     ("models", "energy", "data", "checkpoint", "provenance", "stability"),
-    ("distill", "robustness", "detection", "quantize"),
+    ("distill", "robustness", "detection", "quantize", "export"),
     ("tasks", "bench"),
     ("training", "report"),
     ("recipes",),
@@ -29,11 +29,12 @@ LAYERS = (
 )
 LEVEL = {part: level for level, parts in enumerate(LAYERS) for part in parts}
 # Siblings of one layer that may use each other: training writes the report of its run, a conversion
-# may normalise the weights of the new layers.
+# may normalise the weights of the new layers, export reads the programs of quantize.
 SIBLINGS = {
     ("convert", "awn"),
     ("checkpoint", "models"),
     ("training", "report"),
+    ("export", "quantize"),
 }
 
 

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from torchadder import detection as detection
     from torchadder import distill as distill
     from torchadder import energy as energy
+    from torchadder import export as export
     from torchadder import lp as lp
     from torchadder import models as models
     from torchadder import optim as optim
@@ -47,6 +48,7 @@ _MODULES = (
     "detection",
     "distill",
     "energy",
+    "export",
     "lp",
     "models",
     "optim",
@@ -74,6 +76,7 @@ __all__ = [
     "detection",
     "distill",
     "energy",
+    "export",
     "functional",
     "load",
     "lp",
