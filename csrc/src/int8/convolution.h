@@ -10,7 +10,10 @@
 #include <cstdlib>
 #include <cstring>
 #include <memory>
+#include <type_traits>
+#include <utility>
 
+#include "int8/narrow_portable.h"
 #include "int8/plan.h"
 
 namespace {
@@ -43,54 +46,77 @@ inline uint64_t tail_mask(int count) {
   return load_step(mask);
 }
 
+// Calls f with 0, 1 .. kCount - 1 as constants. What the bodies index stays in registers, which a loop
+// that is unrolled later does not achieve.
+template <class F, int... kIndex>
+inline void each(std::integer_sequence<int, kIndex...>, F&& f) {
+  (f(std::integral_constant<int, kIndex>{}), ...);
+}
+
+template <int kCount, class F>
+inline void each(F&& f) {
+  each(std::make_integer_sequence<int, kCount>{}, f);
+}
+
 // Sums of one tile: total[pixel * pitch + filter] for windows that begin at base[pixel].
 template <class V, int kPixels, int kBlocks>
 void sum_tile(const Plan& plan, const uint8_t* const* base, const uint8_t* filters,
               int32_t* total, int64_t pitch) {
+  // Products with the zeros that fill up filters vanish; distances to them have to be masked.
+  constexpr bool kMasksTails = V::kSign < 0;
+  constexpr bool kFlushes = V::kMaxSteps < INT64_MAX;
   typename V::Sums sums[kPixels][kBlocks];
-  auto clear = [&] {
-    for (int p = 0; p < kPixels; p++)
-      for (int b = 0; b < kBlocks; b++) sums[p][b] = V::zero();
-  };
-  auto flush = [&] {
-    for (int p = 0; p < kPixels; p++)
-      for (int b = 0; b < kBlocks; b++) V::accumulate(sums[p][b], total + p * pitch + b * kBlock);
-  };
-  auto step = [&](int64_t offset, uint64_t mask) {
+  const uint8_t* from[kPixels];
+  each<kPixels>([&](auto p) {
+    from[p] = base[p];
+    each<kBlocks>([&](auto b) { sums[p][b] = V::zero(); });
+    if constexpr (kFlushes)
+      std::memset(total + p * pitch, 0, sizeof(int32_t) * kBlocks * kBlock);
+  });
+  const int64_t stride = plan.num_blocks * kBlock * kStepBytes;
+  auto step = [&](int64_t offset, [[maybe_unused]] uint64_t mask, auto is_tail) {
     typename V::Filters w[kBlocks];
-    for (int b = 0; b < kBlocks; b++) w[b] = V::load(filters + b * kBlock * kStepBytes);
-    for (int p = 0; p < kPixels; p++) {
-      const typename V::Pixel x = V::broadcast(load_step(base[p] + offset) & mask);
-      for (int b = 0; b < kBlocks; b++) sums[p][b] = V::add(sums[p][b], x, w[b]);
-    }
-    filters += plan.num_blocks * kBlock * kStepBytes;
+    each<kBlocks>([&](auto b) { w[b] = V::load(filters + b * kBlock * kStepBytes); });
+    each<kPixels>([&](auto p) {
+      typename V::Pixel x = V::broadcast(load_step(from[p] + offset));
+      if constexpr (is_tail && kMasksTails) x = V::keep(x, V::broadcast(mask));
+      each<kBlocks>([&](auto b) { sums[p][b] = V::add(sums[p][b], x, w[b]); });
+    });
+    filters += stride;
   };
-  for (int p = 0; p < kPixels; p++)
-    std::memset(total + p * pitch, 0, sizeof(int32_t) * kBlocks * kBlock);
-  clear();
-  int64_t left = V::kMaxSteps;
+  [[maybe_unused]] int64_t left = V::kMaxSteps;
+  auto count_step = [&] {
+    if constexpr (kFlushes) {
+      if (--left > 0) return;
+      left = V::kMaxSteps;
+      each<kPixels>([&](auto p) {
+        each<kBlocks>([&](auto b) {
+          V::add_to(total + p * pitch + b * kBlock, sums[p][b]);
+          sums[p][b] = V::zero();
+        });
+      });
+    }
+  };
   for (const Run& run : plan.runs) {
     int64_t offset = run.offset;
-    for (int64_t done = 0; done < run.full_steps;) {
-      const int64_t end = std::min(run.full_steps, done + left);
-      left -= end - done;
-      for (; done < end; done++, offset += kStepBytes) step(offset, ~uint64_t{0});
-      if (left == 0) {
-        flush();
-        clear();
-        left = V::kMaxSteps;
-      }
+    for (int64_t i = 0; i < run.full_steps; i++, offset += kStepBytes) {
+      step(offset, 0, std::false_type{});
+      count_step();
     }
     if (run.tail_bytes > 0) {
-      step(offset, tail_mask(run.tail_bytes));
-      if (--left == 0) {
-        flush();
-        clear();
-        left = V::kMaxSteps;
-      }
+      step(offset, tail_mask(run.tail_bytes), std::true_type{});
+      count_step();
     }
   }
-  flush();
+  each<kPixels>([&](auto p) {
+    each<kBlocks>([&](auto b) {
+      int32_t* to = total + p * pitch + b * kBlock;
+      if constexpr (kFlushes)
+        V::add_to(to, sums[p][b]);
+      else
+        V::store(to, sums[p][b]);
+    });
+  });
 }
 
 template <class V>
@@ -134,38 +160,36 @@ class SumSink {
 };
 
 // Or requantised to bytes.
-template <int kSign>
+template <int kSign, class Narrow>
 class ByteSink {
  public:
-  ByteSink(const ta_requantisation& how, uint8_t* y) : how_(how), y_(y) {}
+  ByteSink(const ta_requantisation& how, uint8_t* y) : how_(how), narrow_(how), y_(y) {}
 
   void write(const int32_t* total, int64_t count, int64_t pixel, int64_t channels,
              int64_t channel) const {
     const int64_t at = pixel * channels + channel;
-    const int32_t* multiplier = how_.multiplier + channel;
-    const int64_t* offset = how_.offset + channel;
-    uint8_t* to = y_ + at;
-    if (how_.residual == nullptr) {
-      for (int64_t i = 0; i < count; i++)
-        to[i] = narrow(offset[i] + kSign * static_cast<int64_t>(total[i]) * multiplier[i]);
-      return;
+    const uint8_t* residual = how_.residual == nullptr ? nullptr : how_.residual + at;
+    int64_t i = 0;
+    if (residual == nullptr) {
+      for (; i + 8 <= count; i += 8)
+        narrow_.template eight<kSign>(total + i, channel + i, nullptr, y_ + at + i);
+    } else {
+      for (; i + 8 <= count; i += 8)
+        narrow_.template eight<kSign>(total + i, channel + i, residual + i, y_ + at + i);
     }
-    const uint8_t* residual = how_.residual + at;
-    const int64_t factor = how_.residual_multiplier;
-    for (int64_t i = 0; i < count; i++)
-      to[i] = narrow(offset[i] + kSign * static_cast<int64_t>(total[i]) * multiplier[i] +
-                     factor * residual[i]);
+    for (; i < count; i++) {
+      int64_t value = how_.offset[channel + i] +
+                      kSign * static_cast<int64_t>(total[i]) * how_.multiplier[channel + i];
+      if (residual != nullptr)
+        value += static_cast<int64_t>(how_.residual_multiplier) * residual[i];
+      y_[at + i] = narrow(value, how_);
+    }
   }
 
  private:
-  uint8_t narrow(int64_t value) const {
-    value >>= how_.shift;
-    value = value < how_.low ? how_.low : value;
-    return static_cast<uint8_t>(value > how_.high ? how_.high : value);
-  }
-
-  ta_requantisation how_;
-  uint8_t* y_;
+  const ta_requantisation how_;
+  const Narrow narrow_;
+  uint8_t* const y_;
 };
 
 template <class V, class Sink>
@@ -242,25 +266,38 @@ class Convolution {
       return;
     }
     for (int64_t panel = first_panel; panel < end_panel; panel++)
-      for (int64_t i = 0; i < pixels; i += V::kPixels)
-        sum_panel(windows, group, panel, i, static_cast<int>(std::min<int64_t>(V::kPixels, pixels - i)),
-                  pixel0, total);
+      sum_panel(windows, group, panel, pixel0, pixels, total);
   }
 
-  void sum_panel(const uint8_t* windows, int64_t group, int64_t panel, int64_t first_pixel,
-                 int num_pixels, int64_t pixel0, int32_t* total) const {
+  // All pixels of a unit and the filters of one panel.
+  void sum_panel(const uint8_t* windows, int64_t group, int64_t panel, int64_t pixel0,
+                 int64_t num_pixels, int32_t* total) const {
     const int64_t block = panel * V::kBlocks;
     const int blocks = static_cast<int>(std::min<int64_t>(V::kBlocks, plan_.num_blocks - block));
-    const uint8_t* base[V::kPixels];
-    for (int i = 0; i < num_pixels; i++) base[i] = window(windows, first_pixel + i);
     const int64_t pitch = blocks * kBlock;
-    choose_tile<V>(num_pixels, blocks)(
-        plan_, base, packed_ + group * plan_.group_packed + block * kBlock * kStepBytes, total,
-        pitch);
     const int64_t count = std::min(pitch, plan_.group_filters - block * kBlock);
-    for (int i = 0; i < num_pixels; i++)
-      sink_.write(total + i * pitch, count, pixel0 + first_pixel + i, p_.out_channels,
-                  group * plan_.group_filters + block * kBlock);
+    const int64_t channel = group * plan_.group_filters + block * kBlock;
+    const uint8_t* filters = packed_ + group * plan_.group_packed + block * kBlock * kStepBytes;
+    const Tile<V> whole_tile = choose_tile<V>(V::kPixels, blocks);
+    const uint8_t* next = windows;
+    int64_t column = 0;
+    for (int64_t first = 0; first < num_pixels; first += V::kPixels) {
+      const int pixels = static_cast<int>(std::min<int64_t>(V::kPixels, num_pixels - first));
+      const uint8_t* base[V::kPixels];
+      for (int i = 0; i < pixels; i++) {
+        base[i] = next;
+        next += p_.stride_w * plan_.pixel_bytes;
+        if (++column == p_.out_width) {
+          column = 0;
+          windows += p_.stride_h * plan_.row_bytes;
+          next = windows;
+        }
+      }
+      const Tile<V> tile = pixels == V::kPixels ? whole_tile : choose_tile<V>(pixels, blocks);
+      tile(plan_, base, filters, total, pitch);
+      for (int i = 0; i < pixels; i++)
+        sink_.write(total + i * pitch, count, pixel0 + first + i, p_.out_channels, channel);
+    }
   }
 
   // A depthwise layer: every channel of one pixel.
@@ -337,9 +374,8 @@ int sums(const ta_int8_problem& problem, const uint8_t* x, const uint8_t* packed
 template <class V>
 int requantised(const ta_int8_problem& problem, const uint8_t* x, const uint8_t* packed,
                 uint8_t zero_point, const ta_requantisation& how, uint8_t* y, int threads) {
-  return Convolution<V, ByteSink<V::kSign>>(problem, x, packed, zero_point,
-                                            ByteSink<V::kSign>(how, y))
-      .run(threads);
+  using Sink = ByteSink<V::kSign, typename V::Narrow>;
+  return Convolution<V, Sink>(problem, x, packed, zero_point, Sink(how, y)).run(threads);
 }
 
 }  // namespace

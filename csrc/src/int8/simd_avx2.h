@@ -6,12 +6,15 @@
 
 #include <cstdint>
 
+#include "int8/narrow_avx2.h"
+
 namespace {
 
 struct AdderAvx2 {
   static constexpr int kPixels = 3, kBlocks = 2, kSign = -1;
   static constexpr int64_t kMaxSteps = INT64_MAX;
 
+  using Narrow = NarrowAvx2;
   using Pixel = __m256i;
   struct Filters {
     __m256i low, high;
@@ -32,13 +35,12 @@ struct AdderAvx2 {
     return {_mm256_add_epi64(sums.low, _mm256_sad_epu8(x, w.low)),
             _mm256_add_epi64(sums.high, _mm256_sad_epu8(x, w.high))};
   }
-  static void accumulate(Sums sums, int32_t* total) {
+  static Pixel keep(Pixel x, Pixel mask) { return _mm256_and_si256(x, mask); }
+  static void store(int32_t* total, Sums sums) {
     const __m256i even = _mm256_setr_epi32(0, 2, 4, 6, 0, 2, 4, 6);
     const __m256i low = _mm256_permutevar8x32_epi32(sums.low, even);
     const __m256i high = _mm256_permutevar8x32_epi32(sums.high, even);
-    __m256i* to = reinterpret_cast<__m256i*>(total);
-    _mm256_storeu_si256(to, _mm256_add_epi32(_mm256_loadu_si256(to),
-                                             _mm256_blend_epi32(low, high, 0xF0)));
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(total), _mm256_blend_epi32(low, high, 0xF0));
   }
 };
 
@@ -47,6 +49,7 @@ struct ConvolutionAvx2 {
   static constexpr int kPixels = 2, kBlocks = 1, kSign = 1;
   static constexpr int64_t kMaxSteps = INT64_MAX;
 
+  using Narrow = NarrowAvx2;
   using Pixel = __m256i;
   struct Filters {
     __m256i pair[4];
@@ -75,14 +78,13 @@ struct ConvolutionAvx2 {
       sums.pair[i] = _mm256_add_epi32(sums.pair[i], _mm256_madd_epi16(x, w.pair[i]));
     return sums;
   }
-  static void accumulate(Sums sums, int32_t* total) {
+  static void store(int32_t* total, Sums sums) {
     // Lanes of the result: filters 0 2 4 6 | 1 3 5 7.
     const __m256i all = _mm256_hadd_epi32(_mm256_hadd_epi32(sums.pair[0], sums.pair[1]),
                                           _mm256_hadd_epi32(sums.pair[2], sums.pair[3]));
     const __m256i order = _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7);
-    __m256i* to = reinterpret_cast<__m256i*>(total);
-    _mm256_storeu_si256(to, _mm256_add_epi32(_mm256_loadu_si256(to),
-                                             _mm256_permutevar8x32_epi32(all, order)));
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(total),
+                        _mm256_permutevar8x32_epi32(all, order));
   }
 };
 

@@ -6,12 +6,15 @@
 
 #include <cstdint>
 
+#include "int8/narrow_avx512.h"
+
 namespace {
 
 struct AdderAvx512 {
   static constexpr int kPixels = 6, kBlocks = 4, kSign = -1;
   static constexpr int64_t kMaxSteps = INT64_MAX;
 
+  using Narrow = NarrowAvx512;
   using Pixel = __m512i;
   using Filters = __m512i;
   using Sums = __m512i;
@@ -22,10 +25,9 @@ struct AdderAvx512 {
   static Sums add(Sums sums, Pixel x, Filters w) {
     return _mm512_add_epi64(sums, _mm512_sad_epu8(x, w));
   }
-  static void accumulate(Sums sums, int32_t* total) {
-    __m256i* to = reinterpret_cast<__m256i*>(total);
-    _mm256_storeu_si256(
-        to, _mm256_add_epi32(_mm256_loadu_si256(to), _mm512_cvtepi64_epi32(sums)));
+  static Pixel keep(Pixel x, Pixel mask) { return _mm512_and_si512(x, mask); }
+  static void store(int32_t* total, Sums sums) {
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(total), _mm512_cvtepi64_epi32(sums));
   }
 };
 

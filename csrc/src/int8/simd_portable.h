@@ -5,6 +5,8 @@
 #include <cstdint>
 #include <cstring>
 
+#include "int8/narrow_portable.h"
+
 namespace {
 
 struct AdderPortable {
@@ -14,6 +16,9 @@ struct AdderPortable {
   static constexpr int kSign = -1;
   // Steps after which sums have to be added to their totals: 257 differences fit 16 bits.
   static constexpr int64_t kMaxSteps = 257;
+
+  // What makes bytes of sums.
+  using Narrow = NarrowPortable;
 
   typedef uint8_t Bytes __attribute__((vector_size(16)));
   typedef uint8_t Half __attribute__((vector_size(8)));
@@ -54,8 +59,11 @@ struct AdderPortable {
     }
     return sums;
   }
-  // total[f] += the sum of filter f.
-  static void accumulate(Sums sums, int32_t* total) {
+  // The bytes of x where the mask has ones, for the last step of a run.
+  static Pixel keep(Pixel x, Pixel mask) { return x & mask; }
+  // total[f] += the sum of filter f. Types whose sums never have to be moved to their totals have
+  // store() instead, total[f] = the sum of filter f.
+  static void add_to(int32_t* total, Sums sums) {
     for (int f = 0; f < 8; f++) {
       int32_t sum = 0;
       for (int i = 0; i < 8; i++) sum += sums.of[f][i];
@@ -68,6 +76,8 @@ struct AdderPortable {
 struct ConvolutionPortable {
   static constexpr int kPixels = 2, kBlocks = 1, kSign = 1;
   static constexpr int64_t kMaxSteps = INT64_MAX;
+
+  using Narrow = NarrowPortable;
 
   typedef int8_t Signed __attribute__((vector_size(8)));
   typedef uint8_t Unsigned __attribute__((vector_size(8)));
@@ -99,11 +109,11 @@ struct ConvolutionPortable {
       sums.of[f] += __builtin_convertvector(x * __builtin_convertvector(w.of[f], Shorts), Ints);
     return sums;
   }
-  static void accumulate(Sums sums, int32_t* total) {
+  static void store(int32_t* total, Sums sums) {
     for (int f = 0; f < 8; f++) {
       int32_t sum = 0;
       for (int i = 0; i < 8; i++) sum += sums.of[f][i];
-      total[f] += sum;
+      total[f] = sum;
     }
   }
 };
