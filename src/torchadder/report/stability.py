@@ -461,8 +461,8 @@ def _draw_prediction(folder: Path, runs: Sequence[MeasuredRun]) -> Picture:
         f"{one.net.label} {', '.join(f'{number(_off(one, name))}' for name in PREDICTIONS)}"
         for one in runs
     )
-    is_numbered = any(len(one.predictions) > MAX_NAMED_LAYERS for one in runs)
-    note = " Numbers are rows of the tables below." if is_numbered else ""
+    is_shaded = any(len(one.predictions) > MAX_NAMED_LAYERS for one in runs)
+    note = " Faint to full colour: the first to the last layer." if is_shaded else ""
     return exhibits.draw(
         folder,
         "predicted_and_measured",

@@ -27,7 +27,7 @@ MAX_NAMED_LAYERS = 8
 PANEL_POINTS = 230
 """About the height of a panel of predictions, in points."""
 FAINTEST = 0.3
-"""How much of a net's colour the line of its first layer has; the last one has all of it."""
+"""How much of a net's colour its first layer has; the last one has all of it."""
 
 PREDICTIONS = {
     "theory": ("six numbers a layer", "^"),
@@ -87,10 +87,9 @@ def courses(found: Sequence[Course], ylabel: str, words: tuple[str, str], theme:
     for axes, course in zip(panels, found, strict=False):
         ramp = theme.ramp(course.net.colours[theme.suffix])
         for index, layer in enumerate(course.net.layers):
-            depth = index / max(1, len(course.net.layers) - 1)
             axes.plot(
                 *course.points[layer],
-                color=ramp(FAINTEST + (1 - FAINTEST) * depth),
+                color=ramp(_shade(index, len(course.net.layers))),
                 linewidth=1.4,
                 marker="o" if len(course.points[layer][0]) <= 2 else "",
                 markersize=3,
@@ -130,6 +129,8 @@ def predicted_and_measured(
 ) -> Figure:
     """Output variances, measured over predicted, on logarithmic axes with the line of identity.
 
+    A few layers have their names at the points; of more, the marks are the darker the later.
+
     Args:
         nets: The nets, a panel for each.
         found: The predictions of their layers.
@@ -150,22 +151,25 @@ def predicted_and_measured(
     ]
     low, high = (min(values) / 1.8, max(values) * 1.8) if values else (0.1, 10.0)
     for axes, net, layers in zip(panels, nets, found, strict=False):
-        colour = net.colours[theme.suffix]
+        is_named = len(layers) <= MAX_NAMED_LAYERS
+        ramp = theme.ramp(net.colours[theme.suffix])
         axes.plot([low, high], [low, high], color=theme.muted, linewidth=1, zorder=1)
         for name, (_, marker) in PREDICTIONS.items():
             points = [
-                (value, one.measured)
-                for one in layers
+                (value, one.measured, ramp(1.0 if is_named else _shade(index, len(layers))))
+                for index, one in enumerate(layers)
                 if (value := getattr(one, name)) is not None and value > 0 and one.measured > 0
             ]
             is_last = name == "correlated"
             if points:
+                predicted, measured, colours = zip(*points, strict=True)
                 axes.scatter(
-                    *zip(*points, strict=True),
+                    predicted,
+                    measured,
                     s=34 if is_last else 24,
                     marker=marker,
-                    facecolors=colour if is_last else "none",
-                    edgecolors=colour,
+                    facecolors=colours if is_last else "none",
+                    edgecolors=colours,
                     linewidths=1.1,
                     zorder=3 if is_last else 2,
                 )
@@ -184,7 +188,8 @@ def predicted_and_measured(
         )
         for axis in (axes.xaxis, axes.yaxis):
             _plain_log(axis, high / low)
-        _name_layers(axes, layers, theme)
+        if is_named:
+            _name_layers(axes, layers, theme)
     handles = [
         Line2D(
             [],
@@ -203,27 +208,31 @@ def predicted_and_measured(
     return figure
 
 
+def _shade(index: int, num_layers: int) -> float:
+    """How much of its net's colour a layer has, by its depth."""
+    return FAINTEST + (1 - FAINTEST) * index / max(1, num_layers - 1)
+
+
 def _name_layers(axes: Axes, layers: Sequence[LayerPrediction], theme: Theme) -> None:
-    """Names, or numbers where there are many layers, right of the points on the line of identity.
+    """Names right of the points on the line of identity.
 
     Names of points that are close are set one below the other.
     """
     drawn = [one for one in layers if one.correlated > 0 and one.measured > 0]
-    is_named = len(drawn) <= MAX_NAMED_LAYERS
     low, high = axes.get_ylim()
     points_per_log = PANEL_POINTS / math.log(high / low)
     lowest = math.inf
-    for index, one in sorted(enumerate(drawn, 1), key=lambda item: -item[1].measured):
+    for one in sorted(drawn, key=lambda layer: -layer.measured):
         place = math.log(one.measured / low) * points_per_log
-        name_place = min(place - 3, lowest - (10 if is_named else 6))
+        name_place = min(place - 3, lowest - 10)
         lowest = name_place
         axes.annotate(
-            one.layer if is_named else str(index),
+            one.layer,
             (one.correlated, one.measured),
             xytext=(8, name_place - place),
             textcoords="offset points",
             va="center",
-            fontsize=NOTE_SIZE if is_named else NOTE_SIZE - 2,
+            fontsize=NOTE_SIZE,
             color=theme.text,
             path_effects=[withStroke(linewidth=2.5, foreground=theme.background)],
         )
