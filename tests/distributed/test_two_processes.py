@@ -62,6 +62,18 @@ def test_two_halves_make_a_whole_with_synchronised_batch_norm(digits, alone, tmp
     )
 
 
+def test_normalised_weights_in_two_processes(digits, tmp_path):
+    """The scales of AWN get the gradient of the whole batch, too."""
+    options = DOUBLE | {"model.weight_norm": "adaptive", "trainer.sync_batchnorm": True}
+    alone = ranks.run(rank_jobs.train, digits, tmp_path / "alone", **options)
+    both = ranks.run(rank_jobs.train, digits, tmp_path / "both", world_size=2, **options)
+    assert both[0]["digest"] == both[1]["digest"]
+    got, want = weights(both[0]["folder"]), weights(alone[0]["folder"])
+    scales = {name for name in want if name.endswith("parametrizations.weight.0.scale")}
+    assert scales
+    assert_close(got, want)
+
+
 @pytest.mark.parametrize("world_size", [1, 2])
 def test_accumulated_batches_make_a_whole(digits, tmp_path, world_size):
     """Norms of single images, batches of 16 against 2 of 8: the last step has 5 images."""
