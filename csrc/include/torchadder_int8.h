@@ -60,6 +60,11 @@ TA_API int ta_int8_conv2d_requantised(const struct ta_int8_problem* problem, int
                                       const struct ta_requantisation* requantisation, uint8_t* y,
                                       int threads);
 
+/* Largest bytes of windows; a pixel of the padding is none. `problem` has as many filters and groups
+ * as channels, and every window holds a pixel of the image. */
+TA_API int ta_int8_max_pool2d(const struct ta_int8_problem* problem, const uint8_t* x, uint8_t* y,
+                              int threads);
+
 #ifdef __cplusplus
 }
 #endif

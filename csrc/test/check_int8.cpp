@@ -137,6 +137,32 @@ bool check(const ta_int8_problem& p, int kind, int threads) {
   return true;
 }
 
+// The pool that the problem's window and channels make, if every window holds a pixel.
+bool check_max_pool(ta_int8_problem p, int threads) {
+  p.out_channels = p.groups = p.in_channels;
+  const std::vector<uint8_t> x = bytes(p.batch * p.height * p.width * p.in_channels);
+  std::vector<uint8_t> want;
+  for (int64_t n = 0; n < p.batch; n++)
+    for (int64_t i = 0; i < p.out_height; i++)
+      for (int64_t j = 0; j < p.out_width; j++)
+        for (int64_t c = 0; c < p.in_channels; c++) {
+          int largest = -1;
+          for (int64_t r = 0; r < p.kernel_h; r++)
+            for (int64_t s = 0; s < p.kernel_w; s++) {
+              const int64_t h = i * p.stride_h - p.pad_h + r * p.dilation_h;
+              const int64_t v = j * p.stride_w - p.pad_w + s * p.dilation_w;
+              if (h < 0 || h >= p.height || v < 0 || v >= p.width) continue;
+              const size_t at =
+                  static_cast<size_t>(((n * p.height + h) * p.width + v) * p.in_channels + c);
+              largest = std::max<int>(largest, x[at]);
+            }
+          if (largest < 0) return true;
+          want.push_back(static_cast<uint8_t>(largest));
+        }
+  std::vector<uint8_t> y(want.size(), 1);
+  return ta_int8_max_pool2d(&p, x.data(), y.data(), threads) == TA_OK && y == want;
+}
+
 }  // namespace
 
 int main(int argc, char** argv) {
@@ -147,7 +173,8 @@ int main(int argc, char** argv) {
     ta_int8_problem p{};
     if (!random_problem(&p)) continue;
     const int kind = checked % 2 == 0 ? TA_INT8_ADDER : TA_INT8_CONVOLUTION;
-    if (!check(p, kind, static_cast<int>(between(1, 3)))) {
+    const int threads = static_cast<int>(between(1, 3));
+    if (!check(p, kind, threads) || !check_max_pool(p, threads)) {
       std::printf("failed: kind %d, batch %lld, in %lld x %lld x %lld, out %lld, kernel %lld x %lld, "
                   "stride %lld %lld, pad %lld %lld, dilation %lld %lld, groups %lld\n",
                   kind, (long long)p.batch, (long long)p.in_channels, (long long)p.height,

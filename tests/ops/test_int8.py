@@ -185,6 +185,42 @@ def test_results_do_not_depend_on_the_number_of_threads(threads):
     assert torch.equal(got.long(), plain_sums(x, w, 5, *window))
 
 
+# (N, C, H, W), kernel, stride, padding, dilation
+POOLS = [
+    ((2, 64, 21, 20), (3, 3), (2, 2), (1, 1), (1, 1)),
+    ((1, 5, 7, 9), (2, 3), (1, 2), (1, 0), (1, 1)),
+    ((1, 33, 9, 6), (2, 2), (2, 1), (0, 1), (3, 2)),
+    ((0, 3, 4, 4), (2, 2), (2, 2), (0, 0), (1, 1)),
+]
+
+
+@pytest.mark.parametrize(("shape", "kernel", "stride", "padding", "dilation"), POOLS)
+def test_pools_are_exact(shape, kernel, stride, padding, dilation):
+    x = random_bytes(*shape)
+    want = torch.nn.functional.max_pool2d(x.double(), kernel, stride, padding, dilation)
+    got = ops.max_pool2d_int8(x, kernel, stride, padding, dilation)
+    assert got.is_contiguous(memory_format=torch.channels_last)
+    assert torch.equal(got.double(), want)
+    wide = x.contiguous(memory_format=torch.channels_last)
+    assert torch.equal(ops.max_pool2d_int8(wide, kernel, stride, padding, dilation), got)
+    if len(x):
+        torch.library.opcheck(ops.max_pool2d_int8.default, (x, kernel, stride, padding, dilation))
+
+
+@pytest.mark.parametrize(
+    ("x", "padding", "error", "message"),
+    [
+        (torch.zeros(1, 1, 4, 4), 0, TypeError, "input must be uint8"),
+        (torch.zeros(4, 4, dtype=torch.uint8), 0, ValueError, "4 dimensions"),
+        (torch.zeros(1, 1, 4, 4, dtype=torch.uint8), 2, ValueError, "at most half"),
+        (torch.zeros(1, 1, 1, 1, dtype=torch.uint8), 0, ValueError, "smaller than the window"),
+    ],
+)
+def test_bad_pools_are_refused(x, padding, error, message):
+    with pytest.raises(error, match=message):
+        ops.max_pool2d_int8(x, (2, 2), (2, 2), (padding, padding), (1, 1))
+
+
 def call(x, w, **changes):
     arguments = {
         "packed": int8.pack(w) if w.dtype == torch.uint8 else w.flatten(),

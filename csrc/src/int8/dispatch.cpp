@@ -27,6 +27,13 @@ const Kernels& choose_convolution() {
   return portable_convolution_kernels();
 }
 
+MaxPool choose_max_pool() {
+#if defined(TORCHADDER_X86)
+  if (picked("avx512") || picked("avx2")) return avx2_max_pool();
+#endif
+  return portable_max_pool();
+}
+
 const Kernels& kernels(int kind) {
   static const Kernels& adder = choose_adder();
   static const Kernels& convolution = choose_convolution();
@@ -59,4 +66,9 @@ int ta_int8_conv2d_requantised(const ta_int8_problem* problem, int kind, const u
                                const ta_requantisation* requantisation, uint8_t* y, int threads) {
   return kernels(kind).requantised(*problem, x, bytes(packed), zero_point, *requantisation, y,
                                    threads);
+}
+
+int ta_int8_max_pool2d(const ta_int8_problem* problem, const uint8_t* x, uint8_t* y, int threads) {
+  static const torchadder::int8::MaxPool max_pool = torchadder::int8::choose_max_pool();
+  return max_pool(*problem, x, y, threads);
 }

@@ -2,6 +2,7 @@
 #include "int8/simd_avx2.h"
 
 #include "int8/convolution.h"
+#include "int8/max_pool.h"
 #include "int8/table.h"
 
 namespace torchadder::int8 {
@@ -15,5 +16,7 @@ const Kernels& avx2_convolution_kernels() {
   static constexpr Kernels kernels{sums<ConvolutionAvx2>, requantised<ConvolutionAvx2>};
   return kernels;
 }
+
+MaxPool avx2_max_pool() { return max_pool2d; }
 
 }  // namespace torchadder::int8

@@ -2,6 +2,7 @@
 #include "int8/simd_portable.h"
 
 #include "int8/convolution.h"
+#include "int8/max_pool.h"
 #include "int8/table.h"
 
 namespace torchadder::int8 {
@@ -15,5 +16,7 @@ const Kernels& portable_convolution_kernels() {
   static constexpr Kernels kernels{sums<ConvolutionPortable>, requantised<ConvolutionPortable>};
   return kernels;
 }
+
+MaxPool portable_max_pool() { return max_pool2d; }
 
 }  // namespace torchadder::int8

@@ -13,7 +13,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from torchadder.ops import int8
 from torchadder.ops.int8 import packing
@@ -179,7 +178,7 @@ class MaxPool2dInt8(nn.Module):
     def forward(self, input: Tensor) -> Tensor:
         """Bytes to bytes."""
         step = self._step
-        return F.max_pool2d(input, step.kernel, step.stride, step.padding, step.dilation)
+        return _ops.max_pool2d_int8(input, step.kernel, step.stride, step.padding, step.dilation)
 
     def step(self) -> p.MaxPool:
         """The step that it does."""

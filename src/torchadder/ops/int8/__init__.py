@@ -2,9 +2,10 @@
 
 ``schema`` declares them and their requantised forms, ``packing`` orders filters, ``reference`` is
 the specification, ``cpu`` binds the C++ kernels. Exact: every implementation gives the same
-integers. Nothing here knows what real numbers the bytes mean.
+integers. ``pool`` is ``max_pool2d_int8``. Nothing here knows what real numbers the bytes mean.
 """
 
+from torchadder.ops.int8 import pool as pool
 from torchadder.ops.int8 import schema as schema
 from torchadder.ops.int8.schema import pack as pack
 

@@ -51,7 +51,7 @@ def library() -> ctypes.CDLL | None:
     handle = cpu.library()
     if handle is None:
         return None
-    if not hasattr(handle, "ta_int8_conv2d"):
+    if not hasattr(handle, "ta_int8_max_pool2d"):
         raise ImportError("the compiled kernels are older than this torchadder: reinstall it")
     problem, pointer = ctypes.POINTER(_Problem), ctypes.c_void_p
     byte, integer = ctypes.c_uint8, ctypes.c_int
@@ -61,6 +61,7 @@ def library() -> ctypes.CDLL | None:
     handle.ta_int8_conv2d_requantised.argtypes = (
         problem, integer, pointer, pointer, byte, ctypes.POINTER(_Requantisation), pointer, integer,
     )  # fmt: skip
+    handle.ta_int8_max_pool2d.argtypes = (problem, pointer, pointer, integer)
     return handle
 
 
@@ -123,6 +124,20 @@ def requantised_layer(
                 y.data_ptr(), torch.get_num_threads(),
             )
         )  # fmt: skip
+    return y
+
+
+def max_pool(
+    handle: ctypes.CDLL, input: Tensor, kernel: tuple[int, int], geometry: Geometry, size: Shape
+) -> Tensor:
+    """Largest bytes of windows."""
+    x = input.contiguous(memory_format=torch.channels_last)
+    y = torch.empty(size, dtype=torch.uint8, memory_format=torch.channels_last)
+    if y.numel():
+        C = x.shape[1]
+        problem = _problem(x.shape, (C, 1, *kernel), size, geometry._replace(groups=C))
+        threads = torch.get_num_threads()
+        _check(handle.ta_int8_max_pool2d(problem, x.data_ptr(), y.data_ptr(), threads))
     return y
 
 
