@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from torchadder import lp as lp
     from torchadder import models as models
     from torchadder import optim as optim
+    from torchadder import quantize as quantize
     from torchadder import report as report
     from torchadder import robustness as robustness
     from torchadder import slac as slac
@@ -38,6 +39,8 @@ if TYPE_CHECKING:
     from torchadder.checkpoint import save as save
     from torchadder.convert import AdderConfig as AdderConfig
     from torchadder.convert import convert_ as convert_
+    from torchadder.quantize import Int8Config as Int8Config
+    from torchadder.quantize import quantize_ as quantize_
 
 __version__ = "0.1.0"
 
@@ -52,6 +55,7 @@ _MODULES = (
     "lp",
     "models",
     "optim",
+    "quantize",
     "report",
     "robustness",
     "slac",
@@ -61,13 +65,16 @@ _MODULES = (
 )
 _NAMES = {
     "AdderConfig": "torchadder.convert",
+    "Int8Config": "torchadder.quantize",
     "convert_": "torchadder.convert",
     "load": "torchadder.checkpoint",
+    "quantize_": "torchadder.quantize",
     "save": "torchadder.checkpoint",
 }
 
 __all__ = [
     "AdderConfig",
+    "Int8Config",
     "__version__",
     "awn",
     "checkpoint",
@@ -84,6 +91,8 @@ __all__ = [
     "nn",
     "ops",
     "optim",
+    "quantize",
+    "quantize_",
     "report",
     "robustness",
     "save",

@@ -3,11 +3,12 @@
 Tensors are stored as they are, bit by bit, under the names of `state_dict`. The file's metadata has
 one entry, "torchadder": the model's config (name and arguments), the operator behind every weight,
 a checksum and whatever the caller adds. Reading a checkpoint executes nothing: no pickle, and only
-models of `torchadder.models` are built from a config. Optimizer state and training are not the
-business of this module.
+models of `torchadder.models` and detectors of `torchadder.detection` are built from a config.
+Optimizer state and training are not the business of this module.
 """
 
 import contextlib
+import importlib
 import json
 import os
 import re
@@ -22,10 +23,12 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as serialize
 from torch import Tensor, nn
 
-from torchadder import awn, models
+from torchadder import awn
 from torchadder.atomic import write_atomically
 from torchadder.models.published import difference
 from torchadder.nn import AdderModule
+from torchadder.quantize.net import IntegerNet
+from torchadder.quantize.program import Program
 
 __all__ = ["CheckpointError", "CheckpointInfo", "load", "load_into", "read_info", "save"]
 
@@ -34,6 +37,9 @@ FILE_NAME = "model.safetensors"
 
 _SUFFIX = ".safetensors"
 _FORMAT_VERSION = 1
+_BUILDERS = ("torchadder.models", "torchadder.detection")
+"""Packages whose `build` a config may call. Those above this module are imported when a file names
+them: detectors need torchvision, and read the weights of their backbones from here."""
 _HUB_ID = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
 
 
@@ -46,13 +52,16 @@ class CheckpointInfo:
     """What a checkpoint says about itself, read without its tensors.
 
     Attributes:
-        config: name and arguments for `torchadder.models.build`; None for a model of other origin.
+        config: name and arguments for `torchadder.models.build`, or for that of the package named
+            under "package"; None for a model of other origin.
         operators: class and geometry of each convolution, linear and adder layer by module name,
             such as `{"type": "Adder2d", "stride": [2, 2], ..., "grad": "clip"}`. Empty for files
             of other origin.
         metadata: what the caller of `save` added.
         aliases: names under which a tensor occurs again in the model: name to stored name.
         checksum: CRC-32 of the values in the order of their names; None for files of other origin.
+        program: What an integer net computes, for `torchadder.quantize.Program.from_dict` with the
+            tensors of the file; None for nets in float.
     """
 
     config: dict[str, Any] | None
@@ -60,6 +69,7 @@ class CheckpointInfo:
     metadata: dict[str, Any]
     aliases: dict[str, str]
     checksum: int | None = None
+    program: dict[str, Any] | None = None
 
 
 def save(
@@ -70,11 +80,12 @@ def save(
     The file appears under its name only when it is complete; an older one stays intact until then.
 
     Args:
-        model: any module. If it comes from `torchadder.models` and still has the layers its config
-            says, the config is stored and `load` rebuilds it; the weights of any other model, or
-            of one that was converted or changed since, come back through `load_into`. Normalised
+        model: any module. If it comes from `torchadder.models` or `torchadder.detection` and still
+            has the layers its config says, the config is stored and `load` rebuilds it; the weights
+            of any other model, or of one that was converted or changed since, come back through `load_into`. Normalised
             weights (`torchadder.awn`) are stored as the plain ones that `torchadder.awn.bake_`
-            would leave; the model stays as it is.
+            would leave; the model stays as it is. An integer net (`torchadder.quantize_`) is
+            stored as its program, from which `load` makes it again without the float net.
         path: a file name ending in ".safetensors", or a folder, for `model.safetensors` in it.
             Missing folders are made.
         metadata: JSON values to keep with the weights, such as class names.
@@ -89,7 +100,10 @@ def save(
     """
     path = _file_of(Path(path))
     model = _uncompiled(model)
-    tensors, aliases = _storable(model)
+    program, values = None, awn.baked_state_dict(model)
+    if isinstance(model, IntegerNet):
+        program, values = model.program().to_dict()
+    tensors, aliases = _storable(values)
     described = {
         "version": _FORMAT_VERSION,
         "config": _config_of(model),
@@ -98,6 +112,8 @@ def save(
         "checksum": _checksum(tensors),
         "metadata": dict(metadata or {}),
     }
+    if program is not None:
+        described["program"] = program
     try:
         text = json.dumps(described, allow_nan=False)
     except (TypeError, ValueError) as error:
@@ -113,7 +129,7 @@ def save(
 
 
 def load(path_or_hub_id: str | os.PathLike[str], *, revision: str | None = None) -> nn.Module:
-    """Rebuild a model of `torchadder.models` with the weights of a checkpoint.
+    """Rebuild a model or a detector with the weights of a checkpoint.
 
     Args:
         path_or_hub_id: a file, a folder with `model.safetensors`, or, if nothing of that name
@@ -129,6 +145,8 @@ def load(path_or_hub_id: str | os.PathLike[str], *, revision: str | None = None)
     """
     path = _find(path_or_hub_id, revision)
     with _opened(path) as (info, tensors):
+        if info.program is not None:
+            return _integer_net(info.program, tensors, path)
         if info.config is None:
             raise CheckpointError(
                 f"{path}: no config of a torchadder model inside; build the model and use "
@@ -137,7 +155,7 @@ def load(path_or_hub_id: str | os.PathLike[str], *, revision: str | None = None)
         try:
             # Initial values are drawn and overwritten: the caller's random numbers stay untouched.
             with torch.random.fork_rng(devices=[]):
-                model = models.build(info.config["name"], **info.config["kwargs"])
+                model = _build(info.config)
         except (KeyError, TypeError, ValueError) as error:
             raise CheckpointError(
                 f"{path}: cannot rebuild the model from its config: {_line(error)}"
@@ -177,6 +195,10 @@ def load_into(
     path = _find(path_or_hub_id, revision)
     model = _uncompiled(model)
     with _opened(path) as (info, tensors):
+        if info.program is not None or isinstance(model, IntegerNet):
+            raise CheckpointError(
+                f"{path}: integer nets are made by torchadder.load, not loaded into a model"
+            )
         _check_fit(model, tensors, info, path, same_operators)
         model.load_state_dict(tensors)
     return info
@@ -203,15 +225,25 @@ def _file_of(path: Path) -> Path:
     raise CheckpointError(f"{path}: a checkpoint's name ends in {_SUFFIX}, not in {path.suffix}")
 
 
-def _storable(model: nn.Module) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Return the state dict with every tensor once and contiguous, and the names left out.
+def _integer_net(
+    program: Mapping[str, Any], tensors: Mapping[str, Tensor], path: Path
+) -> IntegerNet:
+    values = {name: tensor.clone() for name, tensor in tensors.items()}
+    try:
+        return IntegerNet(Program.from_dict(program, values)).eval()
+    except ValueError as error:
+        raise CheckpointError(f"{path}: {_line(error)}") from error
+
+
+def _storable(values: Mapping[str, Any]) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Return a state dict with every tensor once and contiguous, and the names left out.
 
     Tied weights are one tensor under several names; views of one memory (slices) are separated.
     """
     tensors: dict[str, Tensor] = {}
     aliases: dict[str, str] = {}
     first_name: dict[tuple[Any, ...], str] = {}
-    for name, value in awn.baked_state_dict(model).items():
+    for name, value in values.items():
         # state_dict detaches, so parameters and buffers with values arrive as plain tensors.
         if type(value) is not Tensor:
             raise CheckpointError(f"{name} is a {type(value).__name__}, only tensors can be stored")
@@ -275,17 +307,34 @@ def _uncompiled(model: nn.Module) -> nn.Module:
 def _config_of(model: nn.Module) -> dict[str, Any] | None:
     """Return the model's config if building from it gives a model with the same layers."""
     config = getattr(model, "config", None)
-    if not isinstance(model, models.ImageClassifier) or config is None:
+    package = getattr(model, "built_by", None)
+    if package not in _BUILDERS or not isinstance(config, dict):
         return None
+    if package != _BUILDERS[0]:
+        config = {"package": package, **config}
     try:
         with torch.random.fork_rng(devices=[]), torch.device("meta"):
-            rebuilt = models.build(config["name"], **config["kwargs"])
+            rebuilt = _build(config)
     except (KeyError, TypeError, ValueError):
         # Built from a layer class that a file must not name, or edited: weights only.
         return None
     same = _operators(rebuilt) == _operators(model) and _kinds(rebuilt) == _kinds(model)
     state = awn.baked_state_dict(model)
     return config if same and not difference(state, rebuilt.state_dict()) else None
+
+
+def _build(config: Mapping[str, Any]) -> nn.Module:
+    """Return the model that a config describes, with fresh weights.
+
+    Raises:
+        KeyError: if the config lacks a part.
+        ValueError: if its package is none that may build, or an argument has a wrong value.
+        TypeError: if its builder takes no such argument.
+    """
+    package = config.get("package", _BUILDERS[0])
+    if package not in _BUILDERS:
+        raise ValueError(f"package {package!r} is none of {', '.join(_BUILDERS)}")
+    return importlib.import_module(package).build(config["name"], **config["kwargs"])
 
 
 def _kinds(model: nn.Module) -> dict[str, type[nn.Module]]:
@@ -376,6 +425,7 @@ def _parse_info(metadata: Mapping[str, str] | None, path: Path) -> CheckpointInf
             metadata=dict(described["metadata"]),
             aliases=dict(described["aliases"]),
             checksum=described["checksum"],
+            program=described.get("program"),
         )
     except (KeyError, TypeError, ValueError) as error:
         raise CheckpointError(f"{path}: damaged description: {_line(error)}") from error

@@ -147,7 +147,11 @@ def _report(
     noise: dict[str, float] = {}
     for images in batches:
         floats: dict[str, Tensor] = {}
-        watch(graph, [images], floats.__setitem__)
+
+        def keep(value: str, numbers: Tensor, floats: dict[str, Tensor] = floats) -> None:
+            floats[value] = numbers.clone()  # a later step may add to it in place
+
+        watch(graph, [images], keep)
         for name, integers in net.each_value(images.cpu()):
             wanted = floats.get(graph.output if name == program.output.name else name)
             if wanted is None:

@@ -63,17 +63,13 @@ def collect(graph: FloatGraph, batches: Iterable[Tensor]) -> dict[str, Histogram
 
     watch(graph, batches, widen)
     histograms = {
-        value: Histogram(low, max(high, low + 1e-30), torch.zeros(NUM_BINS, dtype=torch.float64))
+        value: Histogram(low, high, torch.zeros(NUM_BINS, dtype=torch.float64))
         for value, (low, high) in extremes.items()
     }
 
     def count(value: str, numbers: Tensor) -> None:
         seen = histograms[value]
-        if seen.high - seen.low <= 1e-30:
-            seen.counts[0] += numbers.numel()
-            return
-        counts = torch.histc(numbers.float(), NUM_BINS, seen.low, seen.high)
-        seen.counts += counts.double()
+        seen.counts += _count(numbers, seen.low, seen.high)
 
     watch(graph, batches, count)
     return histograms
@@ -134,9 +130,7 @@ def choose(
 def histogram_of(numbers: Tensor) -> Histogram:
     """Histogram of a tensor."""
     low, high = (float(extreme) for extreme in numbers.aminmax())
-    high = max(high, low + 1e-30)
-    counts = torch.histc(numbers.float().cpu(), NUM_BINS, low, high).double()
-    return Histogram(low, high, counts)
+    return Histogram(low, high, _count(numbers, low, high))
 
 
 def clipped_share(histogram: Histogram, low: float, high: float) -> float:
@@ -144,6 +138,15 @@ def clipped_share(histogram: Histogram, low: float, high: float) -> float:
     centres = histogram.centres
     outside = (centres < low) | (centres > high)
     return float(histogram.counts[outside].sum() / histogram.counts.sum())
+
+
+def _count(numbers: Tensor, low: float, high: float) -> Tensor:
+    """Numbers in each of the bins between `low` and `high`, float64."""
+    if low == high:  # which histc takes for bounds not given
+        counts = torch.zeros(NUM_BINS, dtype=torch.float64)
+        counts[0] = numbers.numel()
+        return counts
+    return torch.histc(numbers.float(), NUM_BINS, low, high).double().cpu()
 
 
 def _quantile(sizes: Tensor, counts: Tensor, share: float) -> float:
