@@ -38,7 +38,7 @@ class EveryLayer(nn.Module):
         return self.linear(x.transpose(1, 2)).sum(1)
 
 
-def settle(model, shape):
+def settle(model, *shapes):
     """Weights and statistics with which the net's outputs differ from image to image."""
     torch.manual_seed(5)
     model.train()
@@ -46,7 +46,7 @@ def settle(model, shape):
         if isinstance(norm, nn.BatchNorm2d):
             norm.momentum = None  # the mean over all batches
     with torch.no_grad():
-        for _ in range(2):
+        for shape in 2 * shapes:
             model(torch.randn(4, *shape))
     return model.eval()
 
@@ -268,7 +268,7 @@ def converted_resnet18():
 def backbone():
     from torchadder.detection.backbone import ResNetBackbone
 
-    return ResNetBackbone("resnet18", is_adder=True, width=16)
+    return ResNetBackbone("resnet18", is_adder=True, grad="sign", width=16)
 
 
 @pytest.mark.slow
@@ -282,7 +282,7 @@ def backbone():
     ],
 )
 def test_whole_nets(make, shape, other, tmp_path):
-    model = settle(make(), shape)
+    model = settle(make(), shape, *([other] if other else []))
     path = to_onnx(
         model, tmp_path / "net.onnx", torch.randn(1, *shape), dynamic_size=other is not None
     )
