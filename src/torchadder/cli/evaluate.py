@@ -1,4 +1,4 @@
-"""`torchadder evaluate`: what a checkpoint reaches on images with labels, and what it costs."""
+"""`torchadder evaluate`: what a checkpoint reaches on annotated images, and what it costs."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from torchadder.cli import UserError, robust
+from torchadder.cli import UserError, detectors, robust
 
 if TYPE_CHECKING:
     from jsonargparse import ArgumentParser
@@ -28,12 +28,15 @@ def add_arguments(parser: ArgumentParser) -> None:
     parser.add_argument("--data.val_split", type=str | None, help="Split to evaluate on.")
     parser.add_argument("--data.val_fraction", type=float | None, help="Part to hold out.")
     parser.add_argument(
-        "--batch_size", type=int | None, help="Images per batch (default: 256; robust: 100)."
+        "--batch_size",
+        type=int | None,
+        help="Images per batch (default: 256; robust: 100; detectors: as in training).",
     )
     parser.add_argument("--threads", type=int | None, help="Threads of torch on the CPU.")
     parser.add_argument("--accelerator", type=str, default="auto", help="auto, cpu, cuda ...")
     parser.add_argument("--json", action="store_true", help="Print JSON instead of a table.")
     robust.add_arguments(parser)
+    detectors.add_evaluation_arguments(parser)
 
 
 def rewrite(argv: list[str]) -> list[str]:
@@ -50,8 +53,12 @@ def run(args: Any) -> None:
         robust.run(args, given)
         return
     robust.refuse_options(args)
-    from torchadder.training.evaluation import evaluate
+    from torchadder.training.evaluation import evaluate, is_detector
 
+    if is_detector(args.checkpoint):
+        detectors.evaluate(args, given)
+        return
+    detectors.refuse_evaluation_options(args)
     result = evaluate(
         args.checkpoint,
         given,

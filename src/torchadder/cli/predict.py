@@ -1,4 +1,4 @@
-"""`torchadder predict`: the classes of image files."""
+"""`torchadder predict`: the classes of image files, or the objects in them."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from torchadder.cli import UserError
+from torchadder.cli import UserError, detectors
 
 if TYPE_CHECKING:
     from jsonargparse import ArgumentParser
@@ -22,10 +22,16 @@ def add_arguments(parser: ArgumentParser) -> None:
     parser.add_argument("--top", type=int, default=5, help="Classes to name for each image.")
     parser.add_argument("--csv", type=str | None, help="Also write a CSV file (a new one).")
     parser.add_argument("--threads", type=int | None, help="Threads of torch on the CPU.")
+    detectors.add_prediction_arguments(parser)
+
+
+def rewrite(argv: list[str]) -> list[str]:
+    """Lets options be spelled with dashes."""
+    return [_underscored(word) if word.startswith("--") else word for word in argv]
 
 
 def run(args: Any) -> None:
-    """Classifies and prints; ends in an error if an image could not be read."""
+    """Classifies, or finds objects, and prints; ends in an error if an image cannot be read."""
     if args.top < 1:
         raise UserError(f"--top = {args.top}: at least 1 is wanted")
     if args.csv is not None and Path(args.csv).exists():
@@ -33,10 +39,19 @@ def run(args: Any) -> None:
     import torch
     from rich.progress import Progress
 
-    from torchadder.training.evaluation import image_files, open_checkpoint, predict
+    from torchadder.training.evaluation import (
+        image_files,
+        is_detector,
+        open_checkpoint,
+        predict,
+    )
 
     if args.threads is not None:
         torch.set_num_threads(args.threads)
+    if is_detector(args.checkpoint):
+        detectors.predict(args)
+        return
+    detectors.refuse_prediction_options(args)
     net = open_checkpoint(args.checkpoint)
     paths = image_files(args.images)
     predictions = []
@@ -54,12 +69,7 @@ def run(args: Any) -> None:
             print(f"{prediction.path}  {words}")
     if args.csv is not None:
         _write(Path(args.csv), predictions, args.top)
-    if len(failed) == 1:
-        raise UserError(f"{failed[0].path}: {failed[0].error}")
-    for prediction in failed:
-        print(f"{prediction.path}: {prediction.error}", file=sys.stderr)
-    if failed:
-        raise UserError(f"{len(failed)} of {len(paths)} files could not be read")
+    detectors.report_unread([(p.path, str(p.error)) for p in failed], len(paths))
 
 
 def _write(path: Path, predictions: list[Any], top: int) -> None:
@@ -73,3 +83,8 @@ def _write(path: Path, predictions: list[Any], top: int) -> None:
             pairs += [("", "")] * (top - len(pairs))
             cells = [cell for pair in pairs for cell in pair]
             writer.writerow([prediction.path, *cells, prediction.error or ""])
+
+
+def _underscored(word: str) -> str:
+    name, equals, value = word.partition("=")
+    return "--" + name[2:].replace("-", "_") + equals + value

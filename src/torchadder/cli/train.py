@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from torchadder import recipes
-from torchadder.cli import EXIT_INTERRUPTED, UserError
+from torchadder.cli import EXIT_INTERRUPTED, UserError, detectors
 from torchadder.training import launch
 from torchadder.training.recipe import PLACE_KEYS, Recipe, from_dict, read_recipe
 
@@ -163,6 +163,9 @@ def _report(result: Any) -> None:
     if rank_zero_only.rank:  # type: ignore[attr-defined]
         return
     metrics = result.metrics
+    if "best_val_accuracy" not in metrics:
+        detectors.report_run(result)
+        return
     print(
         f"best epoch {metrics['best_epoch']:.0f}: "
         f"validation accuracy {100 * metrics['best_val_accuracy']:.2f} %"

@@ -5,11 +5,11 @@ from __future__ import annotations
 import os
 from typing import Any
 
-import lightning
 import torch
 from torch.utils.data import DataLoader
 
 from torchadder.data.device import AUGMENTATIONS, DeviceLoader, bytes_on_device
+from torchadder.data.epochs import EpochData
 from torchadder.data.images import (
     Images,
     Preprocess,
@@ -18,7 +18,6 @@ from torchadder.data.images import (
     measure,
     probe,
 )
-from torchadder.data.plan import BatchPlan
 from torchadder.data.sampling import EpochSampler
 from torchadder.data.sources import DataError, divide, open_source
 from torchadder.data.streaming import (
@@ -33,7 +32,7 @@ IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
 
-class ImageData(lightning.LightningDataModule):
+class ImageData(EpochData):
     """Images and labels, ready for a trainer.
 
     Small images are decoded once into memory and augmented a batch at a time; others are decoded
@@ -71,15 +70,11 @@ class ImageData(lightning.LightningDataModule):
         preprocess (Preprocess): The deterministic part of the transforms.
         train (Images): Training images.
         val (Images): Validation images.
-        first_epoch (int): The epoch that training begins with, counted from 0. Lightning says it
-            too, but lets worker processes fetch their first batches before.
 
     Raises:
         DataError: From `setup`, if the data cannot be used.
     """
 
-    num_classes: int
-    class_names: list[str]
     image_shape: tuple[int, int, int]
     preprocess: Preprocess
     train: Images
@@ -126,7 +121,6 @@ class ImageData(lightning.LightningDataModule):
         self.streaming = streaming
         self.shuffle_buffer = shuffle_buffer
         self.seed = seed
-        self.first_epoch = 0
         self._is_open = False
         self._is_on_device: bool | None = None
         self._stream: Stream | None = None
@@ -218,42 +212,11 @@ class ImageData(lightning.LightningDataModule):
         batch_size = self.eval_batch_size or self.batch_size
         return self._loader(self.val, self._sampler(self.val, shuffle=False), batch_size)
 
-    def plan(self, world_size: int) -> BatchPlan:
-        """How an epoch of the training images is divided among the processes.
-
-        Raises:
-            DataError: If it cannot be.
-        """
-        if len(self.val) < world_size:
-            raise DataError(
-                f"{len(self.val)} validation images are too few for {world_size} processes"
-            )
-        return BatchPlan(len(self.train), self.batch_size, world_size)
-
-    def _sampler(self, images: Images, *, shuffle: bool) -> EpochSampler:
-        rank, world_size = self._place()
-        sampler = EpochSampler(
-            len(images),
-            shuffle=shuffle,
-            seed=self.seed,
-            rank=rank,
-            world_size=world_size,
-            num_used=self.plan(world_size).num_used if shuffle else None,
-        )
-        sampler.set_epoch(self.first_epoch)
-        return sampler
-
-    def _place(self) -> tuple[int, int]:
-        """Number of this process, and how many there are."""
-        if self.trainer is None:
-            return 0, 1
-        return self.trainer.global_rank, self.trainer.world_size
-
     def _loader(
         self, images: Images, sampler: EpochSampler, batch_size: int
     ) -> DataLoader | DeviceLoader:
         batch_size = max(1, batch_size // sampler.world_size)
-        device = None if self.trainer is None else self.trainer.strategy.root_device
+        device = self._device()
         if self._is_on_device is None and device is not None:
             self._is_on_device = self._fits(device)
         if device is not None and self._is_on_device:
@@ -284,7 +247,7 @@ class ImageData(lightning.LightningDataModule):
             seed=self.seed,
         )
         workers = min(4, os.cpu_count() or 1) if self.workers is None else self.workers
-        device = None if self.trainer is None else self.trainer.strategy.root_device
+        device = self._device()
         is_on_gpu = device is not None and device.type == "cuda"
         tickets = Tickets(len(batches))
         tickets.set_epoch(self.first_epoch)

@@ -45,11 +45,13 @@ class Detector:
     Attributes:
         config: `{"name": ..., "kwargs": {...}}`, JSON values from which
             `torchadder.detection.build` makes the same detector, without its weights.
+        built_by: the package whose `build` that is.
         loaded_backbone: what `backbone_weights` brought, None without it.
         num_classes: number of classes; labels are 0 to num_classes - 1.
     """
 
     config: dict[str, Any]
+    built_by = "torchadder.detection"
     loaded_backbone: LoadedBackbone | None
     num_classes: int
 

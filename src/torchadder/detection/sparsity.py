@@ -1,7 +1,7 @@
 """How many zeros the maps of a detector hold: the paper's reason for its neck."""
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -30,31 +30,62 @@ def feature_sparsity(model: Any, images: Sequence[Tensor]) -> dict[str, float]:
         TypeError: if the model has no backbone with a neck.
         ValueError: if there are no images.
     """
+    if not len(images):
+        raise ValueError("images must hold at least one image, got none")
+    maps, inside = _levels(model, images)
+    shares = {}
+    for name, features in maps.items():
+        zeros = total = 0
+        for index in range(len(images)):
+            feature = inside(features, index)
+            zeros += int((feature == 0).sum())
+            total += feature.numel()
+        shares[name] = zeros / total
+    return shares
+
+
+def zero_maps(model: Any, image: Tensor) -> dict[str, Tensor]:
+    """Measure where on each level the features of one image are zero.
+
+    ``share_l[y, x] = #{c: f_l[c, y, x] = 0} / #{c}``; levels and mode as in `feature_sparsity`.
+
+    Args:
+        model: a detector of this package.
+        image: an image of shape (3, H, W) with values from 0 to 1.
+
+    Returns:
+        By level, float32 (h, w) on the CPU.
+
+    Raises:
+        TypeError: if the model has no backbone with a neck.
+    """
+    maps, inside = _levels(model, [image])
+    return {name: (inside(level, 0) == 0).float().mean(0).cpu() for name, level in maps.items()}
+
+
+def _levels(
+    model: Any, images: Sequence[Tensor]
+) -> tuple[dict[str, Tensor], Callable[[Tensor, int], Tensor]]:
+    """Return the maps of the levels, and what cuts the padding off the map of an image."""
     pyramid = getattr(model, "backbone", None)
     if pyramid is None or not hasattr(pyramid, "body") or not hasattr(pyramid, "neck"):
         raise TypeError(
             f"model must be a detector of torchadder.detection, got {type(model).__name__}"
         )
-    if not len(images):
-        raise ValueError("images must hold at least one image, got none")
     device = next(pyramid.parameters()).device
     with torch.no_grad(), _evaluating(model):
         batch, _ = model.transform([image.to(device) for image in images])
         maps = pyramid.body(batch.tensors)
         levels = pyramid.neck(maps)
     shared = {name: level for name, level in levels.items() if name.replace("p", "c") in maps}
-    height = batch.tensors.shape[-2]
-    width = batch.tensors.shape[-1]
-    shares = {}
-    for name, features in {**maps, **shared}.items():
+    height, width = batch.tensors.shape[-2:]
+
+    def inside(features: Tensor, index: int) -> Tensor:
+        h, w = batch.image_sizes[index]
         rows, columns = features.shape[-2] / height, features.shape[-1] / width
-        zeros = total = 0
-        for feature, (h, w) in zip(features, batch.image_sizes, strict=True):
-            inside = feature[:, : math.ceil(h * rows), : math.ceil(w * columns)]
-            zeros += int((inside == 0).sum())
-            total += inside.numel()
-        shares[name] = zeros / total
-    return shares
+        return features[index, :, : math.ceil(h * rows), : math.ceil(w * columns)]
+
+    return {**maps, **shared}, inside
 
 
 @contextmanager

@@ -16,6 +16,7 @@ class ImageClassifier(nn.Module):
     Attributes:
         config: `{"name": ..., "kwargs": {...}}`, JSON values from which `torchadder.models.build`
             makes the same architecture again. None for a model that was put together by hand.
+        built_by: the package whose `build` that is.
         image_shape: (C, H, W) that the architecture was designed for.
         num_features: width of `forward_features`.
         num_classes: width of `forward`.
@@ -26,6 +27,7 @@ class ImageClassifier(nn.Module):
     """
 
     config: dict[str, Any] | None = None
+    built_by = "torchadder.models"
     head_layers: tuple[str, ...] = ()
 
     def __init__(

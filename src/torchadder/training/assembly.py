@@ -12,6 +12,7 @@ from torchadder import awn, models
 from torchadder.awn.config import resolve
 from torchadder.checkpoint import load_into
 from torchadder.data import ImageData
+from torchadder.data.epochs import EpochData
 from torchadder.distill import Distiller, find_method, options_of, share_initial_values
 from torchadder.lp import set_exponent_
 from torchadder.nn import AdderModule
@@ -21,6 +22,7 @@ from torchadder.tasks import (
     Distillation,
     Ramp,
     SlacClassification,
+    TrainingTask,
 )
 from torchadder.training.recipe import (
     ModelConfig,
@@ -29,8 +31,21 @@ from torchadder.training.recipe import (
 )
 
 
-def open_data(recipe: Recipe) -> ImageData:
+def open_data(recipe: Recipe) -> EpochData:
     """The images of a recipe, opened.
+
+    Raises:
+        DataError: If they cannot be used.
+    """
+    if recipe.method == "detection":
+        from torchadder.training import detection
+
+        return detection.open_data(recipe)
+    return open_images(recipe)
+
+
+def open_images(recipe: Recipe) -> ImageData:
+    """The images of a recipe for classification, opened.
 
     Raises:
         DataError: If they cannot be used.
@@ -40,22 +55,51 @@ def open_data(recipe: Recipe) -> ImageData:
     return data
 
 
-def build_task(recipe: Recipe, data: ImageData) -> Classification:
+def build_task(recipe: Recipe, data: Any) -> TrainingTask:
     """The task of a recipe: its net (or nets) with loss, optimizer and schedule.
+
+    Args:
+        recipe: The recipe.
+        data: Its images, as `open_data` opens them.
 
     Raises:
         RecipeError: If the net cannot be built or does not take the images.
         CheckpointError: If initial weights cannot be used.
     """
-    student = build_model(recipe.model, data, "model")
-    _check_exponent(recipe, student)
-    options: dict[str, Any] = {
-        "num_classes": data.num_classes,
+    if recipe.method == "detection":
+        from torchadder.training import detection
+
+        return detection.build_task(recipe, data, optimizer_options(recipe))
+    return _build_classification(recipe, data)
+
+
+def optimizer_options(recipe: Recipe) -> dict[str, Any]:
+    """Optimizer and schedule of a recipe, as every task takes them."""
+    return {
         **dataclasses.asdict(recipe.optimizer),
         "schedule": recipe.schedule.name,
         "interval": recipe.schedule.interval,
         "min_lr": recipe.schedule.min_lr,
+        "warmup": recipe.schedule.warmup,
     }
+
+
+def checkpoint_metadata(recipe: Recipe, data: Any) -> dict[str, Any]:
+    """What `evaluate` and `predict` must know about the images a checkpoint was trained on."""
+    metadata = {
+        "recipe": recipe.name,
+        "data": dataclasses.asdict(recipe.data),
+        "class_names": data.class_names,
+    }
+    if recipe.method == "detection":
+        return metadata | {"detection": dataclasses.asdict(recipe.detection)}
+    return metadata | {"preprocess": data.preprocess.to_dict()}
+
+
+def _build_classification(recipe: Recipe, data: ImageData) -> Classification:
+    student = build_model(recipe.model, data, "model")
+    _check_exponent(recipe, student)
+    options = {"num_classes": data.num_classes, **optimizer_options(recipe)}
     if recipe.method == "supervised":
         normalise_weights(recipe.model, student)
     if recipe.model.head == "slac":

@@ -25,9 +25,16 @@ FIRST_COLUMNS = (
     "val_loss",
     "val_accuracy",
     "val_top5",
+    "val_ap",
+    "val_ap50",
+    "val_ap75",
     "lr",
     "seconds",
 )
+
+
+SAID = {"accuracy": "accuracy", "ap": "AP", "ap50": "AP50"}
+"""Shares that the terminal shows of each epoch, and what they are called."""
 
 
 class MetricsTable(Callback):
@@ -98,9 +105,12 @@ class MetricsTable(Callback):
     def _line(row: dict[str, float], epochs: int) -> str:
         parts = [f"epoch {row['epoch']:.0f}/{epochs}"]
         for split in ("train", "val"):
-            if f"{split}_loss" in row:
-                accuracy = 100 * row[f"{split}_accuracy"]
-                parts.append(f"{split} loss {row[f'{split}_loss']:.4f} accuracy {accuracy:.2f} %")
+            words = [f"loss {row[f'{split}_loss']:.4f}"] if f"{split}_loss" in row else []
+            for key, name in SAID.items():
+                if f"{split}_{key}" in row:
+                    words.append(f"{name} {100 * row[f'{split}_{key}']:.2f} %")
+            if words:
+                parts.append(" ".join([split, *words]))
         if "teacher_val_accuracy" in row:
             parts.append(f"teacher {100 * row['teacher_val_accuracy']:.2f} %")
         return "  ".join([*parts, f"lr {row['lr']:.4g}", f"{row['seconds']:.1f} s"])
@@ -169,7 +179,7 @@ class ValidateLastEpoch(Callback):
 
 
 class BestAndLast(ModelCheckpoint):
-    """`best.ckpt` (highest `val_accuracy`) and `last.ckpt`, written after each validated epoch.
+    """`best.ckpt` and `last.ckpt`, written after each validated epoch.
 
     After an epoch without a validation `last.ckpt` is written where the last time is a minute ago,
     so that writing never takes longer than training. Unlike its base it remembers the best score
@@ -177,14 +187,15 @@ class BestAndLast(ModelCheckpoint):
 
     Args:
         folder: Folder of the checkpoints.
+        monitor: The metric whose highest value is the best.
         seconds: Time after which `last.ckpt` is written without a validation.
     """
 
-    def __init__(self, folder: Path, seconds: float = 60.0) -> None:
+    def __init__(self, folder: Path, monitor: str, seconds: float = 60.0) -> None:
         super().__init__(
             dirpath=folder,
             filename="best",
-            monitor="val_accuracy",
+            monitor=monitor,
             mode="max",
             save_last=True,
             save_on_train_epoch_end=True,

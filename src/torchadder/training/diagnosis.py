@@ -13,7 +13,7 @@ from torchadder.checkpoint import CheckpointError
 from torchadder.data import ImageData
 from torchadder.distill import PKKD
 from torchadder.tasks import Distillation
-from torchadder.training.assembly import build_task, open_data
+from torchadder.training.assembly import build_task, open_images
 from torchadder.training.checkpoint_io import read_state
 from torchadder.training.recipe import RecipeError, from_dict
 
@@ -44,7 +44,7 @@ def open_pair(
     """
     path = Path(folder)
     recipe = from_dict(_config(path), str(path / "config.yaml"))
-    data = open_data(recipe)
+    data = open_images(recipe)
     if teacher is not None:
         _config(Path(teacher))
         nets = [_weights(Path(run), which) for run in (path, teacher)]

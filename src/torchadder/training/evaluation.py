@@ -55,14 +55,11 @@ class Prediction:
     error: str | None = None
 
 
-def open_checkpoint(path: str | os.PathLike[str]) -> Classifier:
-    """Opens the weights of a training run.
-
-    Args:
-        path: A .safetensors file, a run folder (its best checkpoint), or a hub id.
+def weights_of(path: str | os.PathLike[str]) -> Path:
+    """The weights that a path means: a file, or the best ones of a run folder.
 
     Raises:
-        CheckpointError: If there is no checkpoint, it is damaged, or training did not write it.
+        CheckpointError: If it is the state of a training run, which holds more than weights.
     """
     path = Path(path)
     if (path / "checkpoints").is_dir():
@@ -72,7 +69,31 @@ def open_checkpoint(path: str | os.PathLike[str]) -> Classifier:
             f"{path} is the state of a training run; its weights are in "
             f"{path.with_suffix('.safetensors')}"
         )
+    return path
+
+
+def is_detector(path: str | os.PathLike[str]) -> bool:
+    """Whether a checkpoint is that of a detector, trained by a recipe.
+
+    Raises:
+        CheckpointError: If it cannot be read.
+    """
+    return "detection" in read_info(weights_of(path)).metadata
+
+
+def open_checkpoint(path: str | os.PathLike[str]) -> Classifier:
+    """Opens the weights of a training run.
+
+    Args:
+        path: A .safetensors file, a run folder (its best checkpoint), or a hub id.
+
+    Raises:
+        CheckpointError: If there is no checkpoint, it is damaged, or training did not write it.
+    """
+    path = weights_of(path)
     metadata = read_info(path).metadata
+    if "detection" in metadata:
+        raise CheckpointError(f"{path}: holds a detector, a net that names images is wanted")
     missing = {"class_names", "preprocess", "data"} - metadata.keys()
     if missing:
         raise CheckpointError(

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from torchadder.tasks import Classification
+from torchadder.tasks import TrainingTask
 from torchadder.training.recipe import RecipeError
 
 LossAndSums = Callable[[Tensor, Tensor], tuple[Tensor, dict[str, Tensor]]]
@@ -39,7 +39,7 @@ class FastStep:
     """
 
     def __init__(
-        self, task: Classification, *, compile: bool | str = False, cuda_graph: bool = False
+        self, task: TrainingTask, *, compile: bool | str = False, cuda_graph: bool = False
     ) -> None:
         self.task = task
         self.compile = compile

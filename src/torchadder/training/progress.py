@@ -109,7 +109,7 @@ class StepCurves(Callback):
 
     def _write(self, trainer: Trainer) -> None:
         for step, means in self._points:
-            values = {name: float(means[key]) for key, name in SHOWN.items()}
+            values = {name: float(means[key]) for key, name in SHOWN.items() if key in means}
             for logger in trainer.loggers:
                 logger.log_metrics(values, step)
         self._points.clear()

@@ -131,11 +131,13 @@ class ScheduleConfig:
         interval: "epoch" changes the rate between epochs, as the authors' code does; "step" changes
             it after each step.
         min_lr: Rate that the cosine ends at.
+        warmup: Steps at the start in which the rate rises linearly to that of the schedule.
     """
 
     name: Literal["cosine", "constant"] = "cosine"
     interval: Literal["epoch", "step"] = "epoch"
     min_lr: float = 0.0
+    warmup: int = 0
 
 
 @dataclass
@@ -266,6 +268,90 @@ class AdversarialConfig:
 
 
 @dataclass
+class DetectionConfig:
+    """The detector and its images, for `method: detection`.
+
+    `model.name` is then the detector, "fcos", "retinanet" or "faster_rcnn", and `model.kwargs` are
+    further arguments of its builder in `torchadder.detection`, such as {score_thresh: 0.05}. Of
+    `data`, the keys that say what a pixel is go to the detector, and those that augment, cache or
+    stream images for classification must be left out.
+
+    Args:
+        adder: Parts of adder layers, letters out of "B" (backbone), "N" (neck), "H" (head); "" for
+            a conv detector.
+        backbone: resnet18, resnet34, resnet50 or resnet101.
+        backbone_width: Channels of its first stage; 64 is the net of that name.
+        backbone_weights: Checkpoint of a classifier of ours to start the backbone from.
+        neck: "fpn", "pafpn", "pafpn_shortcut" or "r_pafpn".
+        neck_channels: Channels of neck and head.
+        num_head_convs: Layers of each tower of the head.
+        grad: Gradient rule of the adder layers, "sign" or "clip" for instance.
+        frozen_bn: Fix the backbone's batch norms, as is common in conv detectors.
+        force_frozen_bn: Do so in an adder backbone, too, where training ends in NaN.
+        shorter: Lengths in pixels that the shorter side of an image is brought to, in training one
+            of them at random, elsewhere the largest.
+        longer: Largest length of the longer side.
+        flip: Probability of mirroring a training image.
+        metric: Average precision that says which epoch is best: "coco" or "voc".
+        format: What `data.source` is: "coco", "voc", "yolo", "columns", "digit-scenes"; null finds
+            it out.
+        images: Folder of the images, if it is not where the format has it.
+        class_names: Names of the classes where the source has none, and their order for VOC.
+        box_format: "xywh" or "xyxy", for columns.
+        first_pixel: What VOC files call the first pixel: 1 or 0.
+        objects_column: Column of the objects, if its name is unusual.
+        train_split: Split to train on; null: train, else trainval, else the first one.
+        use_difficult: Train on difficult objects.
+        skip_bad: Go on without entries that cannot be used, and list them.
+        scenes: How digit scenes are composed, arguments of
+            `torchadder.data.detection.DigitScenes`.
+    """
+
+    adder: str = "BN"
+    backbone: str = "resnet50"
+    backbone_width: int = 64
+    backbone_weights: str | None = None
+    neck: str = "r_pafpn"
+    neck_channels: int = 256
+    num_head_convs: int = 4
+    grad: str = "sign"
+    frozen_bn: bool = False
+    force_frozen_bn: bool = False
+    shorter: list[int] = field(default_factory=lambda: [800])
+    longer: int = 1333
+    flip: float = 0.5
+    metric: Literal["coco", "voc"] = "coco"
+    format: Literal["coco", "voc", "yolo", "columns", "digit-scenes"] | None = None
+    images: str | None = None
+    class_names: list[str] | None = None
+    box_format: Literal["xywh", "xyxy"] = "xywh"
+    first_pixel: int = 1
+    objects_column: str | None = None
+    train_split: str | None = None
+    use_difficult: bool = False
+    skip_bad: bool = False
+    scenes: dict[str, Any] = field(default_factory=dict)
+
+
+_NOT_OF_DETECTION = (
+    "data.augment",
+    "data.image_size",
+    "data.label_column",
+    "data.device_cache",
+    "data.streaming",
+    "model.conv",
+    "model.weight_norm",
+    "model.head",
+    "lp.schedule",
+    "adversarial.attack",
+    "trainer.compile",
+    "trainer.cuda_graph",
+    "trainer.record_stability",
+)
+"""Keys that mean nothing in detection, and are refused there."""
+
+
+@dataclass
 class TrainerConfig:
     """Where and how the loop runs; passed on to Lightning's Trainer.
 
@@ -287,6 +373,7 @@ class TrainerConfig:
         check_val_every: Epochs from one validation to the next; the last epoch always has one.
             Checkpoints are written after epochs with a validation and, where that takes long, once
             a minute.
+        patience: Validations without a better result after which the run ends early; null: never.
         compile: Compile the training step (both nets and the loss): false, true, or a mode of
             torch.compile. Same results up to rounding.
         channels_last: Keep the channels of a pixel next to each other in memory: the form in which
@@ -313,6 +400,7 @@ class TrainerConfig:
     timeout: float = 1800.0
     tf32: bool = False
     check_val_every: int = 1
+    patience: int | None = None
     compile: (
         bool | Literal["default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs"]
     ) = False
@@ -329,13 +417,15 @@ class Recipe:
         name: Name of the run, the first part of its folder's name.
         seed: Seed of the initial weights, the order of the images and their augmentation.
         epochs: Passes over the training images.
-        method: "supervised" (labels only), or a method of `torchadder.distill.METHODS`: "pkkd",
-            "kd", "at", "sp", "fsp", "fitnet", "snapshot", "dropout".
+        method: "supervised" (labels only), "detection" (objects and their boxes), or a method of
+            `torchadder.distill.METHODS`: "pkkd", "kd", "at", "sp", "fsp", "fitnet", "snapshot",
+            "dropout".
         data: The images.
         model: The net.
         optimizer: The optimizer.
         schedule: The learning rate over time.
-        distill: The distillation, unless `method` is "supervised".
+        detection: The detector and its images, if `method` is "detection".
+        distill: The distillation, if `method` is one.
         lp: The exponent of the adder layers over time.
         slac: The loss, if `model.head` is "slac".
         adversarial: An attack on the training images.
@@ -350,6 +440,7 @@ class Recipe:
     model: ModelConfig = field(default_factory=ModelConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
+    detection: DetectionConfig = field(default_factory=DetectionConfig)
     distill: DistillConfig = field(default_factory=DistillConfig)
     lp: LpConfig = field(default_factory=LpConfig)
     slac: SlacConfig = field(default_factory=SlacConfig)
@@ -411,6 +502,8 @@ class Recipe:
             self.schedule.min_lr,
             f"0 .. optimizer.lr={optimizer.lr}",
         )
+        warmup = self.schedule.warmup
+        _require(warmup >= 0, "schedule.warmup", warmup, "at least 0")
         _require(
             data.eval_batch_size is None or data.eval_batch_size >= 1,
             "data.eval_batch_size",
@@ -423,6 +516,12 @@ class Recipe:
             "trainer.check_val_every",
             trainer.check_val_every,
             "at least 1",
+        )
+        _require(
+            trainer.patience is None or trainer.patience >= 1,
+            "trainer.patience",
+            trainer.patience,
+            "at least 1, or null",
         )
         _check_graph(self)
         for key in ("limit_train_batches", "limit_val_batches"):
@@ -457,6 +556,28 @@ class Recipe:
         self._check_lp_and_slac()
         self._check_adversarial()
         self._check_weight_norm()
+        self._check_detection()
+
+    def _check_detection(self) -> None:
+        if self.method != "detection":
+            for key, default in dataclasses.asdict(DetectionConfig()).items():
+                value = getattr(self.detection, key)
+                wanted = f"{default!r}, because method is {self.method},"
+                _require(value == default, f"detection.{key}", value, wanted)
+            return
+        plain = Recipe()
+        for key in _NOT_OF_DETECTION:
+            section, _, name = key.partition(".")
+            value = getattr(getattr(self, section), name)
+            default = getattr(getattr(plain, section), name)
+            _require(value == default, key, value, f"{default!r}, because method is detection,")
+        detection = self.detection
+        for key, sides in (("shorter", detection.shorter), ("longer", [detection.longer])):
+            fits = bool(sides) and all(side >= 1 for side in sides)
+            _require(fits, f"detection.{key}", getattr(detection, key), "pixels of at least 1")
+        _require(0 <= detection.flip <= 1, "detection.flip", detection.flip, "a share in 0..1")
+        first = detection.first_pixel
+        _require(first in (0, 1), "detection.first_pixel", first, "0 or 1")
 
     def _check_lp_and_slac(self) -> None:
         lp, slac = self.lp, self.slac
@@ -579,12 +700,13 @@ def _complete(method: str, config: DistillConfig) -> DistillConfig:
     # Before there were other methods, files spelled PKKD's defaults out whatever their method.
     spelled_out = registry.options_of("pkkd")
     known: dict[str, Any] = {}
-    if method != "supervised":
+    is_plain = method in ("supervised", "detection")
+    if not is_plain:
         try:
             known = registry.options_of(method)
         except ValueError as error:
-            raise RecipeError(f"method: {error} (or 'supervised')") from error
-    wants_teacher = method != "supervised" and registry.find_method(method).wants_teacher
+            raise RecipeError(f"method: {error} (or 'supervised', 'detection')") from error
+    wants_teacher = not is_plain and registry.find_method(method).wants_teacher
     shared = _TEACHER_KEYS if wants_teacher else ()
     shared += _RAMP_KEYS if "alpha" in known else ()
     filled = {}

@@ -63,14 +63,13 @@ def check_recipe(recipe: Recipe, saved: dict[str, Any], config: Path, checkpoint
 
 def check_unfinished(recipe: Recipe, state: dict[str, Any], folder: Path) -> None:
     """Refuses a run that has ended."""
-    done = num_finished(state)
-    if done < recipe.epochs:
-        return
     # A run may have been stopped between its last checkpoint and its summary: it still has to end.
-    with contextlib.suppress(OSError, ValueError, KeyError):
+    summary: dict[str, Any] = {}
+    with contextlib.suppress(OSError, ValueError):
         summary = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
-        done = done if summary["status"] == "finished" else 0
-    if done and (folder / "summary.json").is_file():
+    done = num_finished(state)
+    is_last = done >= recipe.epochs or summary.get("ended_early", False)
+    if is_last and summary.get("status") == "finished":
         raise RecipeError(f"resume {str(folder)!r}: the run is finished ({done} epochs)")
 
 

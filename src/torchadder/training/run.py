@@ -8,7 +8,6 @@ A run folder holds `config.yaml` (the complete recipe), `metrics.csv`, `tensorbo
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import datetime
 import itertools
 import os
@@ -23,18 +22,19 @@ from typing import Any
 import lightning
 import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
-from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.callbacks import Callback, EarlyStopping
 from lightning.pytorch.loggers import TensorBoardLogger
 from torch import nn
 
 import torchadder
 from torchadder.atomic import is_temporary, remove_temporaries, write_atomically
 from torchadder.checkpoint import CheckpointError
-from torchadder.data import BatchPlan, ImageData
+from torchadder.data import BatchPlan
+from torchadder.data.epochs import EpochData
 from torchadder.lp import ExponentSchedule
-from torchadder.tasks import Classification
+from torchadder.tasks import TrainingTask
 from torchadder.training import distributed
-from torchadder.training.assembly import build_task, open_data
+from torchadder.training.assembly import build_task, checkpoint_metadata, open_data
 from torchadder.training.callbacks import (
     BestAndLast,
     MetricsTable,
@@ -77,9 +77,10 @@ class RunResult:
 
     Attributes:
         folder: The run folder.
-        best_checkpoint: Weights of the epoch with the highest validation accuracy (.safetensors).
+        best_checkpoint: Weights of the epoch with the best validation metric (.safetensors).
         last_checkpoint: Weights of the last epoch (.safetensors).
-        metrics: The last epoch's metrics, `best_val_accuracy` and `best_epoch` (counted from 1).
+        metrics: The last epoch's metrics, `best_val_accuracy` (of a detector `best_val_ap` or
+            `best_val_voc_ap`) and `best_epoch` (counted from 1).
         history: One dict per epoch, the rows of `metrics.csv`.
         model: The plain net with the best epoch's weights, in evaluation mode on the CPU.
         data: The images it was trained on.
@@ -92,7 +93,7 @@ class RunResult:
     metrics: dict[str, float]
     history: list[dict[str, float]]
     model: nn.Module
-    data: ImageData
+    data: Any
     seconds: float
 
 
@@ -160,7 +161,7 @@ def resume(
         here = distributed.connect(recipe.trainer)
         checkpoint = distributed.on_first(lambda: last_checkpoint(folder))
 
-        def prepare() -> tuple[ImageData, Classification]:
+        def prepare() -> tuple[EpochData, TrainingTask]:
             if checkpoint is None:
                 return _prepare(recipe, here.size)
             state = read_state(checkpoint)
@@ -192,7 +193,7 @@ def _claim(name: str, output: str | os.PathLike[str] | None) -> Path:
     return folder
 
 
-def _prepare(recipe: Recipe, world_size: int) -> tuple[ImageData, Classification]:
+def _prepare(recipe: Recipe, world_size: int) -> tuple[EpochData, TrainingTask]:
     data = open_data(recipe)
     data.plan(world_size)
     task = build_task(recipe, data)
@@ -206,8 +207,8 @@ def _prepare(recipe: Recipe, world_size: int) -> tuple[ImageData, Classification
 
 def _run(
     recipe: Recipe,
-    data: ImageData,
-    task: Classification,
+    data: EpochData,
+    task: TrainingTask,
     folder: Path,
     checkpoint: Path | None,
     callbacks: Sequence[Callback],
@@ -217,11 +218,12 @@ def _run(
     table.restore(data.first_epoch)
     requests = StopRequests()
     measuring = distributed.together(lambda: _stability(recipe, task, folder))
-    own = [*_exponent(recipe), table, *measuring, BestAndLast(folder / "checkpoints"), requests]
+    best_and_last = BestAndLast(folder / "checkpoints", task.monitor)
+    own = [*_exponent(recipe), table, *measuring, *_patience(recipe, task), best_and_last, requests]
     trainer = distributed.together(lambda: _trainer(recipe, data, task, folder, [*own, *callbacks]))
     task.batch_weight = _batch_weight(trainer, data.plan(trainer.world_size))
     fast = distributed.together(lambda: _fast_step(recipe, trainer, task))
-    task.fast_step = fast
+    task.fast_step = fast if task.has_tensor_batches else None
     # Only now: a recipe that cannot run leaves no folder behind.
     distributed.on_first(lambda: _open_folder(folder, recipe, is_new=checkpoint is None))
     if trainer.is_global_zero:
@@ -247,13 +249,13 @@ def _run(
         if trainer.is_global_zero:
             # On a full disk the summary fails as well; the first error is the one to say.
             with contextlib.suppress(*([] if status == "finished" else [OSError])):
-                write_summary(folder, recipe, table.rows, status, seconds, command, trainer)
+                write_summary(folder, recipe, table.rows, status, seconds, command, trainer, task)
     best = folder / "checkpoints" / "best.safetensors"
     return RunResult(
         folder=folder,
         best_checkpoint=best,
         last_checkpoint=folder / "checkpoints" / "last.safetensors",
-        metrics=final_metrics(table.rows),
+        metrics=final_metrics(table.rows, task.monitor),
         history=table.rows,
         model=torchadder.load(best).eval(),
         data=data,
@@ -268,7 +270,17 @@ def _exponent(recipe: Recipe) -> list[Callback]:
     return [ExponentFall(ExponentSchedule(lp.schedule, lp.start, lp.share, lp.steps), lp.clip)]
 
 
-def _stability(recipe: Recipe, task: Classification, folder: Path) -> list[Callback]:
+def _patience(recipe: Recipe, task: TrainingTask) -> list[Callback]:
+    patience = recipe.trainer.patience
+    if patience is None:
+        return []
+    # Checked before the checkpoint of the epoch is written, which so knows how long it has waited.
+    return [
+        EarlyStopping(task.monitor, patience=patience, mode="max", check_on_train_epoch_end=False)
+    ]
+
+
+def _stability(recipe: Recipe, task: TrainingTask, folder: Path) -> list[Callback]:
     every = recipe.trainer.record_stability
     if not every:
         return []
@@ -286,7 +298,7 @@ def _open_folder(folder: Path, recipe: Recipe, *, is_new: bool) -> None:
 
 
 def _headline(
-    recipe: Recipe, data: ImageData, task: Classification, folder: Path, world_size: int
+    recipe: Recipe, data: EpochData, task: TrainingTask, folder: Path, world_size: int
 ) -> str:
     num_weights = sum(parameter.numel() for parameter in task.plain_model.parameters())
     processes = f"{world_size} processes, " if world_size > 1 else ""
@@ -297,7 +309,7 @@ def _headline(
     )
 
 
-def _fast_step(recipe: Recipe, trainer: lightning.Trainer, task: Classification) -> FastStep:
+def _fast_step(recipe: Recipe, trainer: lightning.Trainer, task: TrainingTask) -> FastStep:
     """The training step, compiled and recorded as the recipe says.
 
     Raises:
@@ -368,7 +380,7 @@ def _words(error: Exception) -> str:
 
 
 def _trainer(
-    recipe: Recipe, data: ImageData, task: Classification, folder: Path, callbacks: list[Callback]
+    recipe: Recipe, data: EpochData, task: TrainingTask, folder: Path, callbacks: list[Callback]
 ) -> lightning.Trainer:
     options = recipe.trainer
     is_terminal = sys.stdout.isatty()
@@ -392,14 +404,14 @@ def _trainer(
             callbacks=[
                 Bar() if is_terminal else Lines(),
                 StepCurves(),
-                NonFiniteGuard(),
+                NonFiniteGuard(deferred=None if task.has_tensor_batches else False),
                 RunState(recipe.to_dict(), division),
                 ValidateLastEpoch(),
                 distributed.EqualBuffers(recipe.seed),
                 *callbacks,
             ],
             plugins=[
-                SafetensorsCheckpointIO(task.plain_model, _metadata(recipe, data)),
+                SafetensorsCheckpointIO(task.plain_model, checkpoint_metadata(recipe, data)),
                 *place.pop("plugins"),
             ],
             logger=TensorBoardLogger(folder, name=None, version="tensorboard"),
@@ -408,21 +420,11 @@ def _trainer(
             num_sanity_val_steps=0,
             enable_model_summary=False,
             enable_progress_bar=is_terminal,
-            use_distributed_sampler=False,  # the sampler of ImageData divides the images itself
+            use_distributed_sampler=False,  # the sampler of EpochData divides the images itself
             **place,
         )
     except (MisconfigurationException, ValueError, RuntimeError, AssertionError) as error:
         raise RecipeError(f"trainer: {' '.join(str(error).split())}") from error
-
-
-def _metadata(recipe: Recipe, data: ImageData) -> dict[str, Any]:
-    """What `evaluate` and `predict` must know about the images a checkpoint was trained on."""
-    return {
-        "recipe": recipe.name,
-        "data": dataclasses.asdict(recipe.data),
-        "class_names": data.class_names,
-        "preprocess": data.preprocess.to_dict(),
-    }
 
 
 def _new_folder(name: str) -> Path:

@@ -13,6 +13,7 @@ import yaml
 import torchadder
 from torchadder.atomic import write_atomically
 from torchadder.provenance import provenance
+from torchadder.tasks import TrainingTask
 from torchadder.training.recipe import Recipe
 
 
@@ -22,13 +23,13 @@ def config_text(recipe: Recipe) -> str:
     return head + yaml.safe_dump(recipe.to_dict(), sort_keys=False)
 
 
-def final_metrics(rows: list[dict[str, float]]) -> dict[str, float]:
-    """The last epoch's metrics, and the best epoch by validation accuracy."""
+def final_metrics(rows: list[dict[str, float]], monitor: str) -> dict[str, float]:
+    """The last epoch's metrics, and the best epoch by the metric `monitor`."""
     metrics = dict(rows[-1])
     comparable = [row for row in rows if row.get("p") == rows[-1].get("p")]  # of one operator
-    best = max(comparable, key=lambda row: row.get("val_accuracy", 0.0))
-    if "val_accuracy" in best:
-        metrics |= {"best_val_accuracy": best["val_accuracy"], "best_epoch": best["epoch"]}
+    best = max(comparable, key=lambda row: row.get(monitor, 0.0))
+    if monitor in best:
+        metrics |= {f"best_{monitor}": best[monitor], "best_epoch": best["epoch"]}
     return metrics
 
 
@@ -40,6 +41,7 @@ def write_summary(
     seconds: float,
     command: str | None,
     trainer: lightning.Trainer,
+    task: TrainingTask,
 ) -> None:
     """Write ``summary.json``: how the run ended, its metrics, and where they come from."""
     kibibyte = 1 if sys.platform == "darwin" else 1024  # ru_maxrss counts bytes on macOS
@@ -52,9 +54,10 @@ def write_summary(
     summary = {
         "name": recipe.name,
         "status": status,
+        "ended_early": status == "finished" and len(rows) < recipe.epochs,
         "seed": recipe.seed,
         "epochs": len(rows),
-        "metrics": final_metrics(rows) if rows else {},
+        "metrics": final_metrics(rows, task.monitor) if rows else {},
         "seconds": round(seconds, 3),
         "seconds_per_epoch": (
             round(sum(row["seconds"] for row in rows) / len(rows), 3) if rows else None

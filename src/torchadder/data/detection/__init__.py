@@ -5,7 +5,8 @@
 ['0', '1', '2']
 
 `open_detection` finds out what a source is and checks its annotations; `divide` chooses the splits;
-`DetectionImages` are the items for a loader, `collate` makes a batch for torchvision's detectors;
+`DetectionImages` are the items for a loader, `collate` makes a batch for torchvision's detectors,
+`DetectionData` does all of it for a trainer;
 `coco_ground_truth` and `coco_results` write what the evaluation reads.
 
 The package stands beside the images for classification and not in `torchadder.detection`: what
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from torchadder.data.detection.digits import DigitScenes as DigitScenes
     from torchadder.data.detection.items import DetectionImages as DetectionImages
     from torchadder.data.detection.items import collate as collate
+    from torchadder.data.detection.module import DetectionData as DetectionData
     from torchadder.data.detection.opening import divide as divide
     from torchadder.data.detection.opening import find_format as find_format
     from torchadder.data.detection.opening import open_detection as open_detection
@@ -39,6 +41,7 @@ if TYPE_CHECKING:
 _NAMES = {
     "Augmentation": "transforms",
     "Categories": "tables",
+    "DetectionData": "module",
     "DetectionDataError": "problems",
     "DetectionImages": "items",
     "DetectionSource": "tables",
@@ -57,6 +60,7 @@ _NAMES = {
 __all__ = [
     "Augmentation",
     "Categories",
+    "DetectionData",
     "DetectionDataError",
     "DetectionImages",
     "DetectionSource",

@@ -1,0 +1,79 @@
+"""What every data module of a training shares: the division of an epoch, the order, the place."""
+
+from __future__ import annotations
+
+from collections.abc import Sized
+
+import lightning
+import torch
+
+from torchadder.data.plan import BatchPlan
+from torchadder.data.sampling import EpochSampler
+from torchadder.data.sources import DataError
+
+
+class EpochData(lightning.LightningDataModule):
+    """Images to train and to validate on, taken in an order that is a function of (seed, epoch).
+
+    Attributes:
+        source (str): Where the images come from.
+        batch_size (int): Images per batch, all processes together.
+        eval_batch_size (int | None): Images per validation batch; None: `batch_size`.
+        workers (int | None): Worker processes; None: the module chooses.
+        seed (int): Seed of order and augmentation.
+        train (Sized): Training images, from `setup` on.
+        val (Sized): Validation images, from `setup` on.
+        num_classes (int): Number of classes, from `setup` on.
+        class_names (list[str]): Their names.
+        first_epoch (int): The epoch that training begins with, counted from 0. Lightning says it
+            too, but lets worker processes fetch their first batches before.
+    """
+
+    source: str
+    batch_size: int
+    eval_batch_size: int | None
+    workers: int | None
+    seed: int
+    train: Sized
+    val: Sized
+    num_classes: int
+    class_names: list[str]
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first_epoch = 0
+
+    def plan(self, world_size: int) -> BatchPlan:
+        """How an epoch of the training images is divided among the processes.
+
+        Raises:
+            DataError: If it cannot be.
+        """
+        if len(self.val) < world_size:
+            raise DataError(
+                f"{len(self.val)} validation images are too few for {world_size} processes"
+            )
+        return BatchPlan(len(self.train), self.batch_size, world_size)
+
+    def _sampler(self, images: Sized, *, shuffle: bool) -> EpochSampler:
+        rank, world_size = self._place()
+        sampler = EpochSampler(
+            len(images),
+            shuffle=shuffle,
+            seed=self.seed,
+            rank=rank,
+            world_size=world_size,
+            num_used=self.plan(world_size).num_used if shuffle else None,
+        )
+        sampler.set_epoch(self.first_epoch)
+        return sampler
+
+    def _place(self) -> tuple[int, int]:
+        """Number of this process, and how many there are."""
+        if self.trainer is None:
+            return 0, 1
+        return self.trainer.global_rank, self.trainer.world_size
+
+    def _device(self) -> torch.device | None:
+        """Where the trainer computes; None without one."""
+        return None if self.trainer is None else self.trainer.strategy.root_device
