@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from torchadder.bench.gpu_markdown import gpu_speed_table
+from torchadder.bench.int8_table import int8_markdown
 from torchadder.bench.layers import PARTS
 
 
@@ -19,10 +20,12 @@ def speed_table(report: dict[str, Any]) -> str:
     """Conditions, one row a layer with the ratios to conv2d, and the training step.
 
     Args:
-        report: What ``torchadder bench --json`` wrote, on either device.
+        report: What ``torchadder bench --json`` wrote, on either device or with ``--int8``.
     """
     if report.get("device") == "cuda":
         return gpu_speed_table(report)
+    if "int8_layers" in report:
+        return int8_markdown(report)
     hardware, versions = report["hardware"], report["versions"]
     peak = report["peak_pairs_per_second"]
     limit = "not measured" if peak is None else f"{peak['max_add'] / 1e9:.0f} G pairs/s"

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -81,7 +81,7 @@ class CpuTimer:
 
 
 def median_readings(
-    functions: dict[str, Call],
+    functions: Mapping[str, Call],
     seconds: float,
     timer: Timer,
     least_turns: int = LEAST_TURNS,
@@ -110,7 +110,7 @@ def median_readings(
 
 
 def median_ms(
-    functions: dict[str, Call],
+    functions: Mapping[str, Call],
     seconds: float,
     least_turns: int = LEAST_TURNS,
     warm_up: int = WARM_UP,

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import importlib.metadata
+import importlib.util
 import itertools
 import json as json_format
 import sys
@@ -17,6 +19,9 @@ from rich.table import Table
 from torchadder.bench.gpu_report import measure_gpu
 from torchadder.bench.gpu_rig import Rig, current_gpu
 from torchadder.bench.gpu_table import gpu_tables
+from torchadder.bench.int8_layers import INT8_SHAPES, measure_int8_layer
+from torchadder.bench.int8_nets import NETS, measure_int8_net
+from torchadder.bench.int8_table import int8_tables
 from torchadder.bench.layers import LayerResult, measure_layer, measure_peak
 from torchadder.bench.shapes import GPU_SHAPES, SHAPES, Shape
 from torchadder.bench.step import StepResult, measure_step
@@ -40,11 +45,14 @@ def bench(
     baseline: bool = True,
     step: bool = True,
     threads: int | None = None,
+    int8: bool = False,
+    nets: str | None = None,
 ) -> None:
-    """Time forward, input gradient, weight gradient and step against conv2d.
+    """Time forward, input gradient, weight gradient and step against conv2d; or int8 inference.
 
     Sides are timed in turns and compared by their medians. The unfold-and-broadcast version takes
-    most of the time; --baseline false leaves it out.
+    most of the time; --baseline false leaves it out. With --int8, layers of bytes are timed against
+    conv2d in float32, convolutions of bytes and the adder layer in float32, and then whole nets.
 
     Args:
         device: "cpu" or "cuda", a CUDA or ROCm device; CUDA_VISIBLE_DEVICES chooses among several.
@@ -56,6 +64,9 @@ def bench(
         baseline: Whether to time the unfold-and-broadcast version, too.
         step: Whether to time a training step of ResNet-20, too.
         threads: Number of threads; by default torch's.
+        int8: Whether to time integer inference instead, on the processor.
+        nets: Nets that --int8 times, separated by commas; by default resnet20, resnet18 and
+            resnet50; "none" for layers alone.
 
     Raises:
         ValueError: An argument is wrong.
@@ -67,8 +78,13 @@ def bench(
         raise ValueError(f"seconds must be positive, got {seconds}")
     if threads is not None and threads < 1:
         raise ValueError(f"threads must be at least 1, got {threads}")
+    if int8 and device != "cpu":
+        raise ValueError(f"int8 is timed on device cpu, got {device!r}")
+    if nets is not None and not int8:
+        raise ValueError(f"nets is for --int8, got {nets!r} without it")
+    chosen_nets = _parse_nets(nets)
     rig = current_gpu() if device == "cuda" else None
-    chosen = SHAPES if rig is None else GPU_SHAPES
+    chosen = INT8_SHAPES if int8 else SHAPES if rig is None else GPU_SHAPES
     if shapes is not None:
         chosen = tuple(Shape.parse(part) for part in shapes.split(","))
     to_stdout = json == "-"
@@ -82,7 +98,9 @@ def bench(
     stream = sys.stderr if to_stdout else sys.stdout
     console = Console(file=stream, width=None if stream.isatty() else PAGE_WIDTH)
     report: dict[str, Any] = provenance()
-    if rig is None:
+    if int8:
+        _bench_int8(report, console, chosen, chosen_nets, seconds)
+    elif rig is None:
         _bench_cpu(report, console, chosen, seconds, baseline, step)
     else:
         _bench_gpu(report, console, rig, chosen, seconds, baseline, step)
@@ -144,6 +162,47 @@ def _bench_cpu(
     console.print(layer_table(layers))
     if whole is not None:
         console.print(describe_step(whole), highlight=False)
+
+
+def _parse_nets(nets: str | None) -> dict[str, int]:
+    """Size of the images by name of the net."""
+    if nets is None:
+        return NETS
+    names = [name.strip() for name in nets.split(",") if name.strip() not in ("", "none")]
+    for name in names:
+        if name not in NETS:
+            raise ValueError(f"nets must be among {', '.join(NETS)}, or none, got {name!r}")
+    return {name: NETS[name] for name in names}
+
+
+def _bench_int8(
+    report: dict[str, Any],
+    console: Console,
+    shapes: Sequence[Shape],
+    nets: dict[str, int],
+    seconds: float,
+) -> None:
+    """Measure integer layers and nets, add to the report and print tables."""
+    hardware = report["hardware"]
+    runtime = importlib.util.find_spec("onnxruntime")
+    version = importlib.metadata.version("onnxruntime") if runtime else None
+    report["versions"]["onnxruntime"] = version
+    console.print(
+        f"{hardware['cpu']}, {hardware['torch_threads']} threads, {hardware['instruction_set']}, "
+        f"torch {report['versions']['torch']}, onnxruntime {version or 'not installed'}",
+        highlight=False,
+    )
+    report["int8_layers"], report["int8_nets"] = [], []
+    with _announcer(console) as announce:
+        for shape in shapes:
+            announce(f"timing {shape.name}")
+            report["int8_layers"].append(measure_int8_layer(shape, seconds).to_dict())
+        for name, size in nets.items():
+            announce(f"quantising and timing {name}")
+            results = measure_int8_net(name, size, seconds=4 * seconds)
+            report["int8_nets"] += [result.to_dict() for result in results]
+    for table in int8_tables(report):
+        console.print(table)
 
 
 def _bench_gpu(
@@ -223,10 +282,11 @@ def add_arguments(parser: ArgumentParser) -> None:
 
 
 def rewrite(argv: list[str]) -> list[str]:
-    """Let ``--json`` without a file mean the standard output."""
+    """Let ``--json`` without a file mean the standard output, and ``--int8`` alone yes."""
+    meaning = {"--json": "--json=-", "--int8": "--int8=true"}
     words = [*argv, "--"]
     return [
-        "--json=-" if word == "--json" and after.startswith("--") else word
+        meaning[word] if word in meaning and after.startswith("--") else word
         for word, after in itertools.pairwise(words)
     ]
 
