@@ -18,10 +18,6 @@ if TYPE_CHECKING:
 # Keys of the recipe's section `detection` that say how annotated images are opened.
 _OPENING = ("format", "images", "box_format", "first_pixel", "objects_column", "skip_bad")
 
-NUM_LISTED = 20
-"""Entries that were left out and are printed; the file with all of them is named."""
-
-
 def add_evaluation_arguments(parser: ArgumentParser) -> None:
     """Declares the options of `torchadder evaluate` that only detectors have."""
     parser.add_argument(

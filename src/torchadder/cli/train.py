@@ -46,6 +46,8 @@ def add_arguments(parser: ArgumentParser) -> None:
         "beside it) and states only what differs; sections are merged key by key. "
         "A value is taken from the command line, else from the recipe, else from the default. "
         f"Short for --trainer.* and --data.batch_size: {short}. "
+        "--skip-bad (of --detection.skip_bad true) goes on without annotations that cannot be "
+        "used, and lists them. "
         "--debug shows the traceback of an error."
     )
     parser.add_argument("--list", action="store_true", help="List the recipes and stop.")
@@ -71,6 +73,9 @@ def rewrite(argv: list[str]) -> list[str]:
             continue
         name, equals, value = argument.partition("=")
         name = name if name in _FLAGS else "--" + name.lstrip("-").replace("-", "_")
+        if name == "--skip_bad" and not equals:
+            options.append("--detection.skip_bad=true")
+            continue
         name = f"--{SHORT.get(name[2:], name[2:])}" if name.startswith("--") else name
         if name == "--recipe" and (equals or position < len(argv)):
             positional.append(value if equals else argv[position])

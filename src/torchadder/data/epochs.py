@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sized
+from collections.abc import Sequence, Sized
 
 import lightning
 import torch
@@ -42,6 +42,11 @@ class EpochData(lightning.LightningDataModule):
     def __init__(self) -> None:
         super().__init__()
         self.first_epoch = 0
+
+    @property
+    def left_out(self) -> Sequence[object]:
+        """Entries of the source that cannot be used and were skipped; `str()` says why."""
+        return ()
 
     def plan(self, world_size: int) -> BatchPlan:
         """How an epoch of the training images is divided among the processes.

@@ -20,7 +20,14 @@ SETTINGS = "settings.json"
 Stage = Literal["new", "begun", "interrupted", "finished"]
 
 # What a run leaves before its first epoch is finished; anything else in a folder is not ours.
-_OF_A_RUN = {"config.yaml", "metrics.csv", "summary.json", "tensorboard", "checkpoints"}
+_OF_A_RUN = {
+    "config.yaml",
+    "metrics.csv",
+    "summary.json",
+    "tensorboard",
+    "checkpoints",
+    "left_out.txt",
+}
 
 
 @dataclass(frozen=True)
@@ -133,7 +140,8 @@ def stage(folder: Path, epochs: int) -> Stage:
     if not folder.is_dir() or not any(folder.iterdir()):
         return "new"
     summary = read_summary(folder)
-    if summary.get("status") == "finished" and summary.get("epochs") == epochs:
+    is_complete = summary.get("epochs") == epochs or summary.get("ended_early", False)
+    if summary.get("status") == "finished" and is_complete:
         return "finished"
     return "interrupted" if (folder / "checkpoints" / "last.ckpt").is_file() else "begun"
 

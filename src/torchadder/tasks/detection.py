@@ -110,6 +110,8 @@ class Detection(TrainingTask):
         for name, value in (("val_voc_ap", self.voc.area), ("val_voc_ap11", self.voc.points)):
             if value is not None:
                 figures[name] = value
+        # Without an object among the images looked at, every epoch is as good as another.
+        figures.setdefault(self.monitor, 0.0)
         self.log_dict(figures, sync_dist=True)
 
 

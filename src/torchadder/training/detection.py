@@ -7,7 +7,7 @@ from typing import Any
 
 from torchadder import detection
 from torchadder.checkpoint import CheckpointError, load_into
-from torchadder.data.detection import DetectionData
+from torchadder.data.detection import DetectionData, DetectionDataError
 from torchadder.tasks.detection import Detection
 from torchadder.training.recipe import DataConfig, DetectionConfig, Recipe, RecipeError
 
@@ -59,6 +59,12 @@ def open_data(recipe: Recipe) -> DetectionData:
     except (ValueError, TypeError) as error:
         raise RecipeError(f"detection: {error}") from error
     data.setup()
+    split = data.val.split
+    if not (~split.is_crowd).any():
+        raise DetectionDataError(
+            f"{data.source}: the {len(split)} validation images (split {split.name!r}) hold no "
+            "object, so nothing could be measured"
+        )
     return data
 
 

@@ -1,8 +1,8 @@
 """From a recipe to a run folder: data, task and Lightning's Trainer put together.
 
 A run folder holds `config.yaml` (the complete recipe), `metrics.csv`, `tensorboard/`,
-`checkpoints/{best,last}.ckpt` (state of the run) and `.safetensors` (weights of the plain net) and
-`summary.json`. It is never used for a second run: only `resume` writes into an existing one.
+`checkpoints/{best,last}.ckpt` (state of the run) and `.safetensors` (weights of the plain net),
+`summary.json` and, where annotations were left out, `left_out.txt`. It is never used for a second run: only `resume` writes into an existing one.
 """
 
 from __future__ import annotations
@@ -65,6 +65,13 @@ from torchadder.training.resuming import (
 from torchadder.training.stability import StabilityTable
 from torchadder.training.stopping import StopRequests
 from torchadder.training.summary import config_text, final_metrics, write_summary
+
+
+LEFT_OUT = "left_out.txt"
+"""File of a run folder with the annotations that could not be used, if there are any."""
+
+NUM_LISTED = 20
+"""How many of them are printed."""
 
 
 class OutputError(OSError):
@@ -228,6 +235,7 @@ def _run(
     distributed.on_first(lambda: _open_folder(folder, recipe, is_new=checkpoint is None))
     if trainer.is_global_zero:
         print(_headline(recipe, data, task, folder, trainer.world_size), flush=True)
+        _list_left_out(data, folder)
     peers = distributed.Peers()
     start = time.monotonic()
     status = "interrupted"
@@ -295,6 +303,19 @@ def _open_folder(folder: Path, recipe: Recipe, *, is_new: bool) -> None:
     remove_temporaries(folder)
     if is_new and not (folder / "config.yaml").is_file():
         write_atomically(folder / "config.yaml", config_text(recipe))
+
+
+def _list_left_out(data: EpochData, folder: Path) -> None:
+    """Says what of the data could not be used, and keeps the list in `left_out.txt`."""
+    if not data.left_out:
+        return
+    lines = [str(entry) for entry in data.left_out]
+    write_atomically(folder / LEFT_OUT, "\n".join(lines) + "\n")
+    print(f"left out ({len(lines)}), also in {folder / LEFT_OUT}:")
+    for line in lines[:NUM_LISTED]:
+        print(f"  {line}")
+    if len(lines) > NUM_LISTED:
+        print(f"  and {len(lines) - NUM_LISTED} more", flush=True)
 
 
 def _headline(

@@ -95,7 +95,7 @@ class DetectionData(EpochData):
         self._is_open = False
 
     @property
-    def left_out(self) -> list[LeftOut]:
+    def left_out(self) -> Sequence[LeftOut]:
         """Entries that cannot be used and were skipped."""
         return self.opened.left_out
 
