@@ -31,6 +31,8 @@ COMMANDS = {
     "evaluate": "accuracy, loss and energy of a checkpoint; its robustness with --robust",
     "predict": "classify image files with a checkpoint",
     "diagnose": "what PKKD's kernels do to a run's two nets; --stability: how stable runs trained",
+    "quantize": "make an integer net of a checkpoint",
+    "export": "write a net as C source, as an ONNX model or as a torch.export program",
     "energy": "multiplications, additions and energy of a model, layer by layer",
     "bench": "time the adder operator against convolution",
     "reproduce": "train the rows of a paper's table and print ours beside the paper's figures",

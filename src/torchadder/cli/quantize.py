@@ -1,0 +1,128 @@
+"""`torchadder quantize`: a trained net in integers, its accuracy beside the float net's."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from torchadder.cli import UserError
+
+if TYPE_CHECKING:
+    from jsonargparse import ArgumentParser
+
+    from torchadder.training.quantization import Accuracy, Quantized
+
+# Of the data recorded at training time, what may be replaced on the command line.
+_DATA_OPTIONS = ("source", "image_column", "label_column", "val_split", "val_fraction")
+_CONFIG_OPTIONS = ("bits", "range", "percentile", "groups", "clamp", "first", "last")
+
+
+def add_arguments(parser: ArgumentParser) -> None:
+    """Declares the options of `torchadder quantize`."""
+    parser.add_argument(
+        "checkpoint", help="A .safetensors file written by training, or a run folder (its best)."
+    )
+    parser.add_argument(
+        "--output", type=str | None, help="A new file (default: beside the checkpoint, -int8)."
+    )
+    parser.add_argument("--bits", type=int, default=8, help="Width of the integers, 2 to 8.")
+    parser.add_argument("--range", type=str, default="mse", help="max, percentile or mse.")
+    parser.add_argument(
+        "--percentile", type=float, default=0.9997, help="Share that --range percentile covers."
+    )
+    parser.add_argument(
+        "--groups", type=int, default=1, help="Groups of filters with a range each (paper: 4)."
+    )
+    parser.add_argument(
+        "--clamp", type=bool, default=True, help="Cut filters to the range of their input."
+    )
+    parser.add_argument("--first", type=str, default="int8", help="First layer: int8 or float.")
+    parser.add_argument("--last", type=str, default="int8", help="Last layer: int8 or float.")
+    parser.add_argument("--images", type=int, default=500, help="Training images to calibrate on.")
+    parser.add_argument("--report", type=str | None, help="Also write the layers to this CSV file.")
+    parser.add_argument(
+        "--table",
+        type=str | None,
+        help="Write accuracies at 8, 6, 5, 4 bits with every scheme to this folder, no checkpoint.",
+    )
+    parser.add_argument(
+        "--data.source", type=str | None, help="Images (default: those of the training run)."
+    )
+    parser.add_argument("--data.image_column", type=str | None, help="Column of the images.")
+    parser.add_argument("--data.label_column", type=str | None, help="Column of the labels.")
+    parser.add_argument("--data.val_split", type=str | None, help="Split to evaluate on.")
+    parser.add_argument("--data.val_fraction", type=float | None, help="Part to hold out.")
+    parser.add_argument("--batch_size", type=int, default=250, help="Images per batch.")
+    parser.add_argument("--threads", type=int | None, help="Threads of torch on the CPU.")
+
+
+def rewrite(argv: list[str]) -> list[str]:
+    """Lets options be spelled with dashes."""
+    return [_underscored(word) if word.startswith("--") else word for word in argv]
+
+
+def run(args: Any) -> None:
+    """Quantises and prints."""
+    from torchadder.quantize import Int8Config
+
+    config = Int8Config(**{name: args[name] for name in _CONFIG_OPTIONS})
+    if args.batch_size < 1:
+        raise UserError(f"--batch_size = {args.batch_size}: at least 1 is wanted")
+    import torch
+
+    from torchadder.training.evaluation import weights_of
+    from torchadder.training.quantization import QuantizedCheckpoint
+
+    if args.threads is not None:
+        torch.set_num_threads(args.threads)
+    output = None if args.table else _output(args.output, weights_of(args.checkpoint))
+    net = QuantizedCheckpoint(
+        args.checkpoint,
+        {key: args.data[key] for key in _DATA_OPTIONS if args.data[key] is not None},
+        num_images=args.images,
+        batch_size=args.batch_size,
+    )
+    if output is None:
+        from torchadder.training.quantization_table import write_table
+
+        rows = []
+        for row in net.table(config):
+            print(_line(row), flush=True)
+            rows.append(row)
+        print(f"table: {write_table(args.table, rows, net.about(config))}")
+        return
+    result = net.save(config, output)
+    if args.report is not None:
+        result.report.to_csv(args.report)
+    _show(result)
+
+
+def _output(given: str | None, checkpoint: Path) -> Path:
+    """Where the integer net goes; nothing is overwritten."""
+    path = Path(given) if given else checkpoint.with_name(f"{checkpoint.stem}-int8.safetensors")
+    if path.is_file():
+        raise UserError(f"--output {str(path)!r}: the file exists and is not overwritten")
+    return path
+
+
+def _show(result: Quantized) -> None:
+    print(result.report)
+    print()
+    lines = {
+        "float32": f"{100 * result.float_accuracy:.2f} % of {result.num_images:,} images",
+        "integers": f"{100 * result.accuracy:.2f} %",
+        "same class": f"{100 * result.agreement:.2f} %",
+        "checkpoint": result.path,
+    }
+    for name, value in lines.items():
+        print(f"{name:<12}{value}")
+
+
+def _line(row: Accuracy) -> str:
+    noise = "" if row.sqnr_db is None else f"  logits {row.sqnr_db:5.1f} dB"
+    return f"{row.scheme:<28}{row.bits:>3} bit  {100 * row.accuracy:6.2f} %{noise}"
+
+
+def _underscored(word: str) -> str:
+    name, equals, value = word.partition("=")
+    return "--" + name[2:].replace("-", "_") + equals + value

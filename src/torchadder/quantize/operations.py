@@ -1,0 +1,61 @@
+"""What an integer program does, counted step by step for the energy report.
+
+A tap of an adder layer is 2 additions, one of a convolution 1 multiplication and 1 addition, in
+bytes as the papers count them. Requantisation and memory traffic come as rows of their own. Every
+step reads its values and filters once and writes its value.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from math import prod
+
+import torch
+
+from torchadder.energy.operations import MEMORY, Operations, requantise
+from torchadder.quantize import program as p
+
+_DTYPES = {"uint8": torch.uint8, "int32": torch.int32, "float32": torch.float32}
+
+
+def operations(
+    program: p.Program, batch: int = 1, *, include_elementwise: bool = False
+) -> Iterator[Operations]:
+    """The rows of a program.
+
+    Args:
+        program: The integer net.
+        batch: Number of images.
+        include_elementwise: Whether to count pooling, too: an addition or comparison for each
+            pixel of a window but one.
+    """
+    for step in program.steps:
+        value = program.values[step.output]
+        shape = (batch, *value.shape)
+        num_outputs = prod(shape)
+        weight_bytes = 0
+        if isinstance(step, p.Layer | p.FloatLayer):
+            taps = num_outputs * prod(step.weight.shape[1:])
+            weight_bytes = step.weight.numel() * step.weight.element_size()
+            products = isinstance(step, p.FloatLayer) or step.kind == "conv"
+            dtype = torch.float32 if isinstance(step, p.FloatLayer) else torch.uint8
+            yield Operations(
+                step.name, "conv2d" if products else "adder2d", shape, dtype,
+                num_mul=taps if products else 0, num_add=taps if products else 2 * taps,
+                weight_bytes=weight_bytes,
+            )  # fmt: skip
+        elif isinstance(step, p.MaxPool | p.AvgPool) and include_elementwise:
+            num_add = num_outputs * (prod(step.kernel) - 1)
+            yield Operations(step.name, step.op, shape, torch.uint8, num_add=num_add)
+        if isinstance(step, p.Layer | p.Add | p.Affine | p.AvgPool):
+            adds = isinstance(step, p.Add) or (isinstance(step, p.Layer) and bool(step.residual))
+            residuals = num_outputs if adds else 0
+            yield requantise(step.name, shape, torch.uint8, num_outputs, residuals)
+        if not isinstance(step, p.Flatten):
+            read = sum(_bytes(program.values[name], batch) for name in step.inputs)
+            moved = read + weight_bytes + _bytes(value, batch)
+            yield Operations(step.name, MEMORY, shape, torch.uint8, num_moved=moved)
+
+
+def _bytes(value: p.Value, batch: int) -> int:
+    return batch * prod(value.shape) * _DTYPES[value.dtype].itemsize
