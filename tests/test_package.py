@@ -29,12 +29,11 @@ LAYERS = (
 )
 LEVEL = {part: level for level, parts in enumerate(LAYERS) for part in parts}
 # Siblings of one layer that may use each other: training writes the report of its run, a conversion
-# may normalise the weights of the new layers, export reads the programs of quantize.
+# may normalise the weights of the new layers.
 SIBLINGS = {
     ("convert", "awn"),
     ("checkpoint", "models"),
     ("training", "report"),
-    ("export", "quantize"),
 }
 
 
