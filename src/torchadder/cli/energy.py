@@ -13,9 +13,11 @@ from torch import nn
 
 import torchadder
 from torchadder import checkpoint, models
-from torchadder.energy import EnergyReport, count
+from torchadder.energy import MEMORIES, EnergyReport, count
+from torchadder.energy.operations import MEMORY, REQUANTISE
 from torchadder.energy.papers import PRINTED, PrintedCount, deviation
 from torchadder.energy.report import render_table, short_energy, short_number
+from torchadder.quantize import IntegerNet
 
 if TYPE_CHECKING:
     from jsonargparse import ArgumentParser, Namespace
@@ -33,6 +35,9 @@ def energy(
     dtype: str | None = None,
     per_layer: bool = False,
     elementwise: bool = False,
+    int8: bool = False,
+    requantisation: bool = False,
+    memory: str | None = None,
     csv: str | None = None,
 ) -> None:
     """Count multiplications, additions and energy of models, side by side.
@@ -51,6 +56,10 @@ def energy(
         dtype: Take the energy for this number format: float32, float16, bfloat16, int32 or int8.
         per_layer: Show every layer.
         elementwise: Also count normalisation, activations, pooling, biases and residual sums.
+        int8: What if all of it ran in int8, requantisation included: --dtype int8 and
+            --requantisation.
+        requantisation: Also count what makes bytes of the sums of int8 layers.
+        memory: Also count the memory traffic, for sram8k, sram32k, sram1m or dram.
         csv: File to write the table to; with --per-layer the rows are layers.
 
     Raises:
@@ -59,9 +68,16 @@ def energy(
     """
     if dtype and dtype not in DTYPES:
         raise ValueError(f"dtype must be one of {', '.join(DTYPES)}, got {dtype!r}")
+    if memory and memory not in MEMORIES:
+        raise ValueError(f"memory must be one of {', '.join(MEMORIES)}, got {memory!r}")
+    if int8 and dtype not in (None, "int8"):
+        raise ValueError(f"int8 goes with no other dtype, got {dtype!r}")
+    dtype = "int8" if int8 else dtype
     options: dict[str, Any] = {
         "dtype": getattr(torch, dtype) if dtype else None,
         "include_elementwise": elementwise,
+        "include_requantisation": requantisation or int8,
+        "memory": MEMORIES[memory] if memory else None,
     }
     if not model:
         given = {"conv": conv, "input": input, "num_classes": num_classes, "per_layer": per_layer}
@@ -95,8 +111,12 @@ def add_arguments(parser: ArgumentParser) -> None:
     flags = {
         "--per-layer": "Show every layer.",
         "--elementwise": "Also count normalisation, activations, pooling, biases, residual sums.",
+        "--int8": "What if all of it ran in int8: --dtype int8 and --requantisation.",
+        "--requantisation": "Also count what makes bytes of the sums of int8 layers.",
     }
-    skipped: set[str | int] = {"per_layer", "elementwise", "num_classes"}
+    skipped: set[str | int] = {
+        "per_layer", "elementwise", "int8", "requantisation", "num_classes",
+    }  # fmt: skip
     parser.add_function_arguments(energy, as_group=False, skip=skipped)
     parser.add_argument(
         "--num-classes", type=int | None, help="Number of classes, if not the model's default."
@@ -172,7 +192,7 @@ def _side_by_side(reports: list[tuple[str, tuple[int, ...], EnergyReport]]) -> s
     """Return one row for each model; energies relative to the first one."""
     first = reports[0][2].energy_pj
     rows = [
-        (
+        [
             title,
             "x".join(map(str, inputs)),
             short_number(report.num_mul),
@@ -180,17 +200,24 @@ def _side_by_side(reports: list[tuple[str, tuple[int, ...], EnergyReport]]) -> s
             f"{short_number(report.weight_bytes)}B",
             short_energy(report.energy_pj),
             f"{report.energy_pj / first:.1%}" if first else "-",
-        )
+        ]
         for title, inputs, report in reports
     ]
-    columns = ("model", "input", "mul", "add", "weights", "energy", "of the first")
+    columns = ["model", "input", "mul", "add", "weights", "energy", "of the first"]
+    # What is optional stands beside the total that it is part of.
+    for op in (REQUANTISE, MEMORY):
+        if any(layer.op == op for _, _, report in reports for layer in report.layers):
+            columns.append(f"of it {op}")
+            for row, (_, _, report) in zip(rows, reports, strict=True):
+                row.append(short_energy(report.energy_pj_of(op)))
     notes = dict.fromkeys(
         f"{report.model}: counted on {report.device}: {report.note}"
         for _, _, report in reports
         if report.note
     )
     table = render_table(columns, rows, left=TEXT)
-    return "\n".join([table, f"costs: {reports[0][2].costs.name}", *notes])
+    memories = [f"memory: {reports[0][2].memory}"] if reports[0][2].memory else []
+    return "\n".join([table, f"costs: {reports[0][2].costs.name}", *memories, *notes])
 
 
 def _build(
@@ -211,7 +238,9 @@ def _build(
             arguments["in_channels"] = shape[1]
         net = _build_without_values(name, conv=conv, **arguments)
     if shape is None:
-        if isinstance(net, models.ImageClassifier):
+        if isinstance(net, IntegerNet):
+            shape = (1, net.input.channels, net.input.height, net.input.width)
+        elif isinstance(net, models.ImageClassifier):
             shape = (1, *net.image_shape)
         else:
             shape = (3, 800, 1344) if _is_detector(name) else (1, 3, 224, 224)

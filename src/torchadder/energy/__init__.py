@@ -3,8 +3,16 @@
 This package knows no layer class, only operators: it counts what a model calls, whoever wrote it.
 """
 
-from torchadder.energy.costs import CostTable, OpEnergy
+from torchadder.energy.costs import MEMORIES, CostTable, MemoryCost, OpEnergy
 from torchadder.energy.counter import count
 from torchadder.energy.report import EnergyReport, LayerCount
 
-__all__ = ["CostTable", "EnergyReport", "LayerCount", "OpEnergy", "count"]
+__all__ = [
+    "MEMORIES",
+    "CostTable",
+    "EnergyReport",
+    "LayerCount",
+    "MemoryCost",
+    "OpEnergy",
+    "count",
+]

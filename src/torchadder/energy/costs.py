@@ -1,4 +1,4 @@
-"""What one addition and one multiplication cost, by number format. Nothing here counts."""
+"""What an addition, a multiplication and a byte from memory cost. Nothing here counts."""
 
 from dataclasses import dataclass, fields
 
@@ -70,3 +70,37 @@ class CostTable:
                 f"pass costs with {name}, or dtype= to count every layer in another format"
             )
         return cost
+
+
+@dataclass(frozen=True)
+class MemoryCost:
+    """Energy of moving one byte between a memory and the arithmetic, in pJ.
+
+    Attributes:
+        name: what the figure stands for; reports print it.
+        pj_per_byte: energy of a byte read or written.
+
+    Raises:
+        ValueError: if the cost is negative or not a number.
+    """
+
+    name: str
+    pj_per_byte: float
+
+    def __post_init__(self) -> None:
+        if not self.pj_per_byte >= 0:
+            raise ValueError(
+                f"pj_per_byte must be an energy of at least 0 pJ, got {self.pj_per_byte!r}"
+            )
+
+
+_SOURCE = "45 nm (Horowitz, ISSCC 2014)"
+
+MEMORIES: dict[str, MemoryCost] = {
+    "sram8k": MemoryCost(f"8 KB SRAM, {_SOURCE}", 10 / 8),
+    "sram32k": MemoryCost(f"32 KB SRAM, {_SOURCE}", 20 / 8),
+    "sram1m": MemoryCost(f"1 MB SRAM, {_SOURCE}", 100 / 8),
+    "dram": MemoryCost(f"DRAM, lower end, {_SOURCE}", 1300 / 8),
+}
+"""Memories of figure 1.1.9 of M. Horowitz, ISSCC 2014, which gives the energy of 64 bits: 10 pJ,
+20 pJ and 100 pJ from caches of 8 KB, 32 KB and 1 MB, 1.3 to 2.6 nJ from DRAM."""

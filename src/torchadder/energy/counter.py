@@ -8,7 +8,7 @@ attributes (a detector caches its anchors), and those of the caller must not hol
 """
 
 import copy
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -20,23 +20,31 @@ from torch.nn.parameter import is_lazy
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten, tree_map
 
-from torchadder.energy.costs import CostTable
+from torchadder.energy.costs import CostTable, MemoryCost
 from torchadder.energy.formulas import (
     Arithmetic,
+    IntegerSide,
     count_bias,
     count_call,
     count_elementwise,
+    integer_side,
     is_product,
 )
+from torchadder.energy.operations import MEMORY, REQUANTISE, Countable, Operations, requantise
 from torchadder.energy.report import EnergyReport, LayerCount
+
+_INTEGER_SIDE = "integer side"
+"""Kind of the tallies from which rows of requantisation and memory traffic are made."""
 
 
 def count(
     model: nn.Module,
     *inputs: Any,
     costs: CostTable | None = None,
-    dtype: torch.dtype | None = None,
+    dtype: torch.dtype | Mapping[str, torch.dtype] | None = None,
     include_elementwise: bool = False,
+    include_requantisation: bool = False,
+    memory: MemoryCost | None = None,
     **kwargs: Any,
 ) -> EnergyReport:
     """Count the multiplications and additions of one forward pass and the energy they take.
@@ -61,10 +69,18 @@ def count(
             a list of images, such as `[(3, 800, 1344)]`). Tensors are not written to.
         costs: energy of one addition and multiplication by number format; default `CostTable()`.
         dtype: number format to take the energy and the weights' size for, instead of each layer's
-            own: `torch.int8` answers "what if all of it ran in int8".
+            own: `torch.int8` answers "what if all of it ran in int8". A dict gives the formats of
+            modules by their paths, and of everything inside them, "" being the model, for a net
+            of mixed formats.
         include_elementwise: also count biases, normalisation (with running statistics),
             activations, pooling and residual additions; the papers do not. Exponentials and their
             like are neither multiplications nor additions and never counted.
+        include_requantisation: also count what makes bytes of the sums of int8 layers, in rows
+            of their own: 1 multiplication and 3 additions a result, 1 and 1 more where a residual
+            is added, in int32.
+        memory: also count the memory traffic, in rows of their own, for this memory: every layer
+            reads its images and weights once and writes its result; norms, activations and biases
+            are part of the layer before them.
         **kwargs: keyword arguments of the model, tensors among them moved like the inputs.
 
     Returns:
@@ -73,7 +89,8 @@ def count(
     Raises:
         TypeError: if `model` is no `nn.Module` or an input is a list of integers.
         ValueError: if the model cannot be copied or run on these inputs, has uninitialised lazy
-            parameters, or `costs` has no figure for a layer's number format.
+            parameters, or `costs` has no figure for a layer's number format, or requantisation
+            is asked for where nothing is int8.
 
     >>> report = count(nn.Conv2d(3, 16, 3, padding=1, bias=False), (1, 3, 32, 32))
     >>> report.num_mul, report.num_add
@@ -82,6 +99,11 @@ def count(
     model = _unwrap(model)
     for value in inputs:
         _check_input(value)
+    how = _Costing(costs or CostTable(), dtype, include_requantisation, memory)
+    if isinstance(model, Countable):
+        batch = _batch_of(inputs)
+        rows = list(model.operations(batch, include_elementwise=include_elementwise))
+        return _report(model, rows, {row.name for row in rows}, how, "meta", "")
     on_meta = _Recorder(include_elementwise)
     device, note = "meta", ""
     try:
@@ -99,7 +121,30 @@ def count(
             raise _cannot_run(model, inputs, error) from error
         device = real.type
         note = f"shapes alone were not enough ({_first_sentence(meta_error)})"
-    return _report(model, recorder, costs or CostTable(), dtype, device, note)
+    return _report(model, recorder.operations(), recorder.called, how, device, note)
+
+
+@dataclass(frozen=True)
+class _Costing:
+    """What the caller asked for."""
+
+    costs: CostTable
+    dtype: torch.dtype | Mapping[str, torch.dtype] | None
+    include_requantisation: bool
+    memory: MemoryCost | None
+
+    def dtype_of(self, path: str, own: torch.dtype) -> torch.dtype:
+        """Number format of a module: that of the longest path around it, else its own."""
+        if not isinstance(self.dtype, Mapping):
+            return self.dtype or own
+        while path and path not in self.dtype:
+            path = path.rpartition(".")[0]
+        return self.dtype.get(path, own)
+
+    def is_requantised(self, row: Operations) -> bool:
+        """Whether a row is one of requantisation that is asked for."""
+        is_integer = self.dtype_of(row.name, row.dtype) in (torch.int8, torch.uint8)
+        return row.op == REQUANTISE and is_integer and self.include_requantisation
 
 
 @dataclass
@@ -107,10 +152,12 @@ class _Tally:
     """The running sum of one row."""
 
     output_shape: tuple[int, ...]
-    dtype: torch.dtype
     calls: int = 0
     num_mul: int = 0
     num_add: int = 0
+    num_outputs: int = 0
+    num_residuals: int = 0
+    num_moved: int = 0
 
 
 class _Recorder:
@@ -122,11 +169,40 @@ class _Recorder:
         self.called: set[str] = set()
 
     def add(self, path: str, counted: Arithmetic, dtype: torch.dtype, out: Tensor) -> None:
-        key = (path, counted.op, dtype)
-        tally = self.tallies.setdefault(key, _Tally(tuple(out.shape), dtype))
+        tally = self._tally(path, counted.op, dtype, out)
         tally.calls += 1
         tally.num_mul += counted.num_mul
         tally.num_add += counted.num_add
+
+    def add_integer_side(
+        self, path: str, side: IntegerSide, dtype: torch.dtype, out: Tensor
+    ) -> None:
+        tally = self._tally(path, _INTEGER_SIDE, dtype, out)
+        tally.calls += 1
+        tally.num_outputs += side.num_outputs
+        tally.num_residuals += side.num_residuals
+        tally.num_moved += side.num_moved
+
+    def _tally(self, path: str, op: str, dtype: torch.dtype, out: Tensor) -> _Tally:
+        return self.tallies.setdefault((path, op, dtype), _Tally(tuple(out.shape)))
+
+    def operations(self) -> list[Operations]:
+        """Everything that was recorded."""
+        rows: list[Operations] = []
+        for (path, op, dtype), tally in self.tallies.items():
+            shape, calls = tally.output_shape, tally.calls
+            if op != _INTEGER_SIDE:
+                rows.append(
+                    Operations(path, op, shape, dtype, tally.num_mul, tally.num_add, calls=calls)
+                )
+                continue
+            if tally.num_outputs + tally.num_residuals:
+                rows.append(
+                    requantise(path, shape, dtype, tally.num_outputs, tally.num_residuals, calls)
+                )
+            moved = tally.num_moved
+            rows.append(Operations(path, MEMORY, shape, dtype, num_moved=moved, calls=calls))
+        return rows
 
 
 class _CountingMode(TorchDispatchMode):
@@ -165,7 +241,17 @@ class _CountingMode(TorchDispatchMode):
                 self._record(count_bias(func, args, out), _first_dtype(out), out)
         elif self.recorder.include_elementwise:
             self._record(count_elementwise(func, args, out), _first_dtype(out), out)
+        self._record_integer_side(func, args, out)
         return out
+
+    def _record_integer_side(
+        self, func: torch._ops.OpOverload, args: tuple[Any, ...], out: Any
+    ) -> None:
+        side, dtype = integer_side(func, args, out), _first_dtype(args)
+        if side is not None and dtype is not None:
+            first = next(leaf for leaf in tree_flatten(out)[0] if isinstance(leaf, Tensor))
+            if first.numel():
+                self.recorder.add_integer_side(self.current_path(), side, dtype, first)
 
     def _record(self, counted: Arithmetic | None, dtype: torch.dtype | None, out: Any) -> None:
         if counted is None or dtype is None or not counted.num_mul + counted.num_add:
@@ -280,37 +366,50 @@ def _twin(model: nn.Module, on_meta: bool) -> nn.Module:
 
 def _report(
     model: nn.Module,
-    recorder: _Recorder,
-    costs: CostTable,
-    dtype: torch.dtype | None,
+    rows: list[Operations],
+    called: set[str],
+    how: _Costing,
     device: str,
     note: str,
 ) -> EnergyReport:
-    def size(parameter: Tensor) -> int:
-        itemsize = parameter.element_size() if dtype is None else dtype.itemsize
-        return parameter.numel() * itemsize
-
-    rows = {path for path, _, _ in recorder.tallies}
+    paths = {row.name for row in rows if row.op not in (REQUANTISE, MEMORY)}
     bytes_of_row: dict[str, int] = {}
     for name, parameter in model.named_parameters():
-        row = _row_of(name, rows, recorder.called)
-        bytes_of_row[row] = bytes_of_row.get(row, 0) + size(parameter)
+        row = _row_of(name, paths, called)
+        itemsize = how.dtype_of(name.rpartition(".")[0], parameter.dtype).itemsize
+        bytes_of_row[row] = bytes_of_row.get(row, 0) + parameter.numel() * itemsize
+    weight_bytes = sum(bytes_of_row.values()) + sum(row.weight_bytes for row in rows)
+    if how.include_requantisation and paths and not any(map(how.is_requantised, rows)):
+        raise ValueError(
+            "include_requantisation is for int8 layers and nothing here is int8: pass "
+            "dtype=torch.int8 or an integer net"
+        )
     layers = []
-    for (path, op, own_dtype), tally in recorder.tallies.items():
-        layer_dtype = dtype or own_dtype
-        cost = costs.of(layer_dtype)
+    for row in rows:
+        if row.op == REQUANTISE and not how.is_requantised(row):
+            continue
+        if row.op == MEMORY and how.memory is None:
+            continue
+        dtype = torch.int32 if row.op == REQUANTISE else how.dtype_of(row.name, row.dtype)
+        num_bytes = row.num_moved * dtype.itemsize
+        if row.op == MEMORY and how.memory is not None:
+            energy_pj = num_bytes * how.memory.pj_per_byte
+        else:
+            cost = how.costs.of(dtype)
+            energy_pj = row.num_mul * cost.mul + row.num_add * cost.add
         layers.append(
             LayerCount(
-                name=path,
-                op=op,
-                output_shape=tally.output_shape,
-                calls=tally.calls,
-                num_mul=tally.num_mul,
-                num_add=tally.num_add,
+                name=row.name,
+                op=row.op,
+                output_shape=row.output_shape,
+                calls=row.calls,
+                num_mul=row.num_mul,
+                num_add=row.num_add,
                 # The module's first row takes all its bytes, so that the column adds up.
-                weight_bytes=bytes_of_row.pop(path, 0),
-                dtype=str(layer_dtype).removeprefix("torch."),
-                energy_pj=tally.num_mul * cost.mul + tally.num_add * cost.add,
+                weight_bytes=bytes_of_row.pop(row.name, 0) + row.weight_bytes,
+                dtype=str(dtype).removeprefix("torch."),
+                energy_pj=energy_pj,
+                num_bytes=num_bytes,
             )
         )
     config = getattr(model, "config", None)
@@ -318,10 +417,11 @@ def _report(
     return EnergyReport(
         model=str(name or type(model).__name__),
         layers=tuple(layers),
-        weight_bytes=sum(map(size, model.parameters())),
-        costs=costs,
+        weight_bytes=weight_bytes,
+        costs=how.costs,
         device=device,
         note=note,
+        memory=how.memory.name if how.memory else "",
     )
 
 
@@ -351,6 +451,14 @@ def _unwrap(model: nn.Module) -> nn.Module:
     if lazy:
         raise ValueError(f"{lazy[0]} has no shape yet: run the model once before counting it")
     return model
+
+
+def _batch_of(inputs: tuple[Any, ...]) -> int:
+    """Number of images of the first input."""
+    if len(inputs) != 1 or not isinstance(inputs[0], Tensor | tuple):
+        raise ValueError(f"an integer net takes one batch of images, got {len(inputs)} inputs")
+    images = inputs[0]
+    return int(images[0] if isinstance(images, tuple) else images.shape[0])
 
 
 def _is_shape(value: Any) -> bool:

@@ -211,3 +211,53 @@ ELEMENTWISE: dict[str, Formula] = {
     **_table(_reduce("sum", 0), "sum"),
 }
 """Formulas of what the papers do not count, by operator name."""
+
+
+_AVERAGES = {f"aten::{name}" for name in ("avg_pool2d", "mean", "_adaptive_avg_pool2d", "sum")}
+_POOLS = _AVERAGES | {"aten::max_pool2d_with_indices"}
+
+
+@dataclass(frozen=True)
+class IntegerSide:
+    """What a call would be in an integer net that folds norms, biases and activations into layers.
+
+    Attributes:
+        num_outputs: sums that are requantised.
+        num_residuals: results that a residual is added to.
+        num_moved: numbers that are read and written.
+    """
+
+    num_outputs: int = 0
+    num_residuals: int = 0
+    num_moved: int = 0
+
+
+def integer_side(
+    func: torch._ops.OpOverload, args: tuple[Any, ...], out: Any
+) -> IntegerSide | None:
+    """Return what a call adds to requantisation and memory traffic, None if it is folded away.
+
+    A product reads its operands once and writes its result, a pool likewise; a residual addition
+    belongs to the layer before it and reads one more operand.
+    """
+    name = func._schema.name
+    result = out[0] if isinstance(out, tuple | list) else out
+    if not isinstance(result, Tensor):
+        return None
+    if is_product(func):
+        operands = (value for value in args if isinstance(value, Tensor) and value.dim() > 1)
+        moved = sum(operand.numel() for operand in operands) + result.numel()
+        return IntegerSide(num_outputs=result.numel(), num_moved=moved)
+    if not result.is_floating_point():
+        return None
+    if name in _POOLS:
+        moved = args[0].numel() + result.numel()
+        return IntegerSide(result.numel() if name in _AVERAGES else 0, 0, moved)
+    if name in ("aten::add", "aten::add_") and _are_alike(args[0], args[1]):
+        return IntegerSide(num_residuals=result.numel(), num_moved=result.numel())
+    return None
+
+
+def _are_alike(left: Any, right: Any) -> bool:
+    tensors = isinstance(left, Tensor) and isinstance(right, Tensor)
+    return tensors and left.dim() > 1 and left.shape == right.shape

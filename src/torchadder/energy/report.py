@@ -26,6 +26,7 @@ class LayerCount:
         weight_bytes: size of the module's own parameters, on the first row of that module.
         dtype: number format the energy was taken for.
         energy_pj: energy of all calls, in pJ.
+        num_bytes: bytes that are read and written; of rows of the kind "memory" only.
     """
 
     name: str
@@ -37,6 +38,7 @@ class LayerCount:
     weight_bytes: int
     dtype: str
     energy_pj: float
+    num_bytes: int = 0
 
 
 @dataclass(frozen=True)
@@ -51,6 +53,7 @@ class EnergyReport:
         device: "meta" if shapes alone decided the count; otherwise the device of a run in which
             the counted operators returned zeros and everything else was computed.
         note: why the count needed more than shapes, "" if it did not.
+        memory: name of the memory that rows of the kind "memory" were costed for, "" without any.
     """
 
     model: str
@@ -59,6 +62,7 @@ class EnergyReport:
     costs: CostTable
     device: str = "meta"
     note: str = ""
+    memory: str = ""
 
     @property
     def num_mul(self) -> int:
@@ -72,13 +76,22 @@ class EnergyReport:
 
     @property
     def energy_pj(self) -> float:
-        """Energy of the arithmetic, in pJ."""
+        """Energy of everything that was counted, in pJ."""
         return sum(layer.energy_pj for layer in self.layers)
 
     @property
     def energy_mj(self) -> float:
-        """Energy of the arithmetic, in mJ."""
+        """Energy of everything that was counted, in mJ."""
         return self.energy_pj * 1e-9
+
+    @property
+    def num_bytes(self) -> int:
+        """Bytes that are read and written, where memory traffic was counted."""
+        return sum(layer.num_bytes for layer in self.layers)
+
+    def energy_pj_of(self, op: str) -> float:
+        """Energy of the rows of one kind, such as "requantise" or "memory", in pJ."""
+        return sum(layer.energy_pj for layer in self.layers if layer.op == op)
 
     def to_dict(self) -> dict[str, Any]:
         """Return totals and rows as JSON values."""
@@ -89,7 +102,9 @@ class EnergyReport:
             "energy_pj": self.energy_pj,
             "energy_mj": self.energy_mj,
             "weight_bytes": self.weight_bytes,
+            "num_bytes": self.num_bytes,
             "costs": self.costs.name,
+            "memory": self.memory,
             "device": self.device,
             "note": self.note,
             "layers": [self._row(layer) for layer in self.layers],
@@ -123,9 +138,9 @@ class EnergyReport:
         return layer.energy_pj / total if total else 0.0
 
     def __str__(self) -> str:
-        columns = ("name", "op", "output", "mul", "add", "weights", "energy", "share")
+        columns = ["name", "op", "output", "mul", "add", "weights", "energy", "share"]
         rows = [
-            (
+            [
                 layer.name or "(model)",
                 layer.op if layer.calls == 1 else f"{layer.op} ({layer.calls} calls)",
                 "x".join(map(str, layer.output_shape)),
@@ -134,23 +149,30 @@ class EnergyReport:
                 f"{short_number(layer.weight_bytes)}B",
                 short_energy(layer.energy_pj),
                 f"{self.share(layer):.1%}",
-            )
+            ]
             for layer in self.layers
         ]
-        total = (
+        total = [
             *("total", "", ""),
             short_number(self.num_mul),
             short_number(self.num_add),
             f"{short_number(self.weight_bytes)}B",
             short_energy(self.energy_pj),
             "100.0%" if self.energy_pj else "-",
-        )
+        ]
+        if self.memory:
+            columns.append("moved")
+            for row, layer in zip(rows, self.layers, strict=True):
+                row.append(f"{short_number(layer.num_bytes)}B" if layer.num_bytes else "")
+            total.append(f"{short_number(self.num_bytes)}B")
         formats = ", ".join(dict.fromkeys(layer.dtype for layer in self.layers))
         lines = [
             f"{self.model}: {len(self.layers)} layers",
             render_table(columns, rows, left=("name", "op", "output"), total=total),
             f"costs: {self.costs.name}; {formats or 'nothing counted'}",
         ]
+        if self.memory:
+            lines.append(f"memory: {self.memory}")
         if self.note:
             lines.append(f"counted on {self.device}: {self.note}")
         return "\n".join(lines)
