@@ -31,8 +31,14 @@ SOURCES = {
     "cifar100": "uoft-cs/cifar100",
     "imagenet": "data/imagenet",
     "tinyimagenet": "zh-plus/tiny-imagenet",
+    "digits": "digit-scenes",
+    "neudet": "data/neu_det",
+    "bccd": "data/bccd",
+    "coco": "data/coco",
+    "voc": "data/voc",
 }
 NUM_CLASSES = {"mnist": 10, "cifar10": 10, "cifar100": 100, "imagenet": 1000, "tinyimagenet": 200}
+NECKS = ("fpn", "pafpn", "pafpn_shortcut", "r_pafpn")
 SUPERVISED = ("conv", "adder", "slac", "lp", "awn", "pgd")
 
 load = functools.cache(recipes.load)
@@ -70,13 +76,31 @@ def test_name_says_what_the_recipe_is(name):
     dataset, net, method = name.split("_", 2)
     assert recipe.name == name
     assert recipe.data.source == SOURCES[dataset]
+    assert from_dict(yaml.safe_load(yaml.safe_dump(recipe.to_dict()))) == recipe
+    if net == "fcos":
+        check_detector_name(recipe, method)
+        return
     assert recipe.model.name == NETS[net]
     conv = recipe.model.conv
     kind = conv["type"] if isinstance(conv, dict) else conv
     assert kind == ("conv" if method.startswith("conv") else "adder")
     words = method.removeprefix("conv_").split("_")
     assert recipe.method == ("supervised" if words[0] in SUPERVISED else words[0])
-    assert from_dict(yaml.safe_load(yaml.safe_dump(recipe.to_dict()))) == recipe
+
+
+def check_detector_name(recipe, method):
+    detection = recipe.detection
+    assert (recipe.method, recipe.model.name) == ("detection", "fcos")
+    depth = re.match(r"r(\d+)_", method)
+    assert detection.backbone == f"resnet{depth[1] if depth else 18}"
+    kind, _, switch = re.search(r"(conv|adder_bn|adder_b)(_(\w+))?$", method).groups()
+    assert detection.adder == {"conv": "", "adder_b": "B", "adder_bn": "BN"}[kind]
+    neck = switch if switch in NECKS else "r_pafpn" if kind == "adder_bn" else "fpn"
+    assert detection.neck == neck
+    assert detection.grad == ("clip" if switch == "clip" else "sign")
+    assert detection.frozen_bn == (switch == "frozen")
+    assert detection.force_frozen_bn == (switch == "frozen" and kind != "conv")
+    assert switch in (None, "clip", "frozen", *NECKS)
 
 
 @pytest.mark.parametrize("row", dict.fromkeys(ROWS), ids=lambda row: row.recipe)
@@ -154,6 +178,8 @@ def one_step(name):
     """Builds a recipe's nets and loss for small images and takes the gradient of one batch."""
     recipe = recipes.load(name)
     dataset = name.partition("_")[0]
+    if recipe.method == "detection":
+        return detector_step(recipe)
     if recipe.distill.teacher_checkpoint is not None:
         # A teacher with fresh weights: that there are trained ones is the trainer's concern.
         recipe.distill = dataclasses.replace(recipe.distill, teacher_checkpoint=None)
@@ -169,6 +195,18 @@ def one_step(name):
     return task, loss
 
 
+def detector_step(recipe):
+    """The same for a detector, on two small images that it does not enlarge."""
+    recipe.detection = dataclasses.replace(recipe.detection, shorter=[64], longer=64)
+    torch.manual_seed(0)
+    split = SimpleNamespace(categories=None)
+    task = build_task(recipe, SimpleNamespace(num_classes=3, val=SimpleNamespace(split=split)))
+    targets = [{"boxes": torch.tensor([[8.0, 8.0, 40.0, 48.0]]), "labels": torch.tensor([2])}] * 2
+    loss = task.objective(list(torch.rand(2, 3, 64, 64)), targets)
+    loss.backward()
+    return task, loss
+
+
 def check_step(name):
     task, loss = one_step(name)
     assert torch.isfinite(loss)
@@ -178,7 +216,8 @@ def check_step(name):
 
 def is_left_to_the_slow_tests(name):
     """Whether a net is large, or another recipe differs by a number of classes or blocks only."""
-    return re.search(r"vggsmall|imagenet|cifar100|resnet32|alpha|beta", name) is not None
+    pattern = r"vggsmall|imagenet|cifar100|resnet32|alpha|beta|bccd|coco|voc"
+    return re.search(pattern, name) is not None
 
 
 SMALL = [name for name in recipes.names() if not is_left_to_the_slow_tests(name)]

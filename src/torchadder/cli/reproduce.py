@@ -39,7 +39,8 @@ def add_arguments(parser: ArgumentParser) -> None:
         "takes --output alone. The same command goes on where it was interrupted "
         "or killed: finished rows are skipped, the row at work continues from its last epoch. "
         "Rows, seeds and budgets may be added to an existing folder; other settings are refused. "
-        f"Any key of a recipe's sections {', '.join(SHARED)} can be set for all rows, such as "
+        f"Any key of a recipe's sections {', '.join(SHARED)}, and of detection those that do not "
+        "make the rows, can be set for all rows, such as "
         f"--data.source FOLDER or --optimizer.lr 0.05; short forms: {short}. "
         "Exit code 1: a row failed, the table says which. --debug shows the traceback of an error."
     )
@@ -229,12 +230,15 @@ def report(plan: Plan, results: Results) -> int:
     for epochs in results.budgets:
         shown = Table(box=box.SIMPLE_HEAD, title=f"{plan.table.title}, {count(epochs, 'epoch')}")
         shown.add_column("row")
-        for name in ("accuracy", "printed", "difference", "gain", "seeds"):
+        second = plan.table.second
+        names = (plan.table.figure.name, *([second.name] if second else []))
+        for name in (*names, "printed", "difference", "gain", "seeds"):
             shown.add_column(name, justify="right", no_wrap=True)
         for line in results.at(epochs):
             shown.add_row(
                 results.name_of(line.row),
                 with_deviation(line.spread("accuracy")),
+                *([with_deviation(line.spread("second"))] if second else []),
                 str(line.row.printed or "-"),
                 signed(line.difference),
                 with_deviation(line.gain, is_signed=True),

@@ -100,7 +100,8 @@ def dots(results: Results, theme: Theme) -> Figure:
         axes.set_yticks(range(len(lines)), [line.row.label for line in lines], fontsize=TICK_SIZE)
         axes.set_ylim(len(lines) - 0.5, -0.5)
     budget = count(results.budgets[0], "epoch")
-    panels[-1].set_xlabel(f"validation accuracy in % after {budget}", color=theme.muted)
+    name = results.table.figure.name
+    panels[-1].set_xlabel(f"validation {name} in % after {budget}", color=theme.muted)
     handles = [
         Line2D([], [], marker="o", markersize=7, linewidth=2, color=theme.muted, label="mean"),
         Line2D(
@@ -152,7 +153,8 @@ def curves(results: Results, theme: Theme) -> Figure:
                 elinewidth=1.2,
                 label=row.label,
             )
-        style_axes(axes, theme, title=group, ylabel="validation accuracy in %", grid="both")
+        label = f"validation {results.table.figure.name} in %"
+        style_axes(axes, theme, title=group, ylabel=label, grid="both")
         _budget_axis(axes, results.budgets)
         legend = axes.legend(loc="center left", bbox_to_anchor=(1.01, 0.5), handlelength=3)
         style_legend(legend, theme)
@@ -178,6 +180,8 @@ def _groups(lines: Sequence[Line]) -> dict[str, list[Line]]:
 def _kind(line: Line) -> str:
     """The kind of net that decides a row's colour."""
     recipe = line.runs[0].job.recipe
+    if recipe.method == "detection":
+        return "adder" if recipe.detection.adder else "conv"
     conv = recipe.model.conv
     kind = conv["type"] if isinstance(conv, dict) else conv
     return "pkkd" if kind == "adder" and recipe.method != "supervised" else kind

@@ -20,6 +20,11 @@ from torchadder.training.recipe import PLACE_KEYS, Recipe, RecipeError, keys, su
 SHARED = ("data", "optimizer", "schedule", "trainer")
 """Sections of a recipe that may be changed for all rows of a table; the others make the rows."""
 
+OF_ROWS = frozenset(
+    f"detection.{key}" for key in ("adder", "neck", "grad", "frozen_bn", "force_frozen_bn")
+)
+"""Keys of the section `detection` in which rows differ; its others can be changed for all rows."""
+
 NEUTRAL = frozenset(
     {*(f"trainer.{key}" for key in (*PLACE_KEYS, "record_stability")), "data.device_cache"}
 )
@@ -107,7 +112,8 @@ def make_plan(
         num_seeds: Seeds 0 .. `num_seeds` - 1.
         rows: Keys or patterns (`resnet20_*`) of the rows wanted; None takes all. Rows whose nets
             teach a wanted row are added.
-        overrides: Values for dotted keys in the sections `SHARED`.
+        overrides: Values for dotted keys in the sections `SHARED`, and in `detection` for those
+            that are not `OF_ROWS`.
 
     Raises:
         ReproduceError: On a budget or number of seeds below 1, an unknown row, or a key that the
@@ -211,7 +217,8 @@ def check_overrides(overrides: Mapping[str, Any]) -> None:
         if key not in known:
             raise ReproduceError(f"unknown key {key}{suggest(key)}")
         section, dot, _ = key.partition(".")
-        if section not in SHARED or not dot:
+        is_shared = section in SHARED or (section == "detection" and key not in OF_ROWS)
+        if not is_shared or not dot:
             raise ReproduceError(
                 f"{key} = {value!r}: this differs between the rows of a table; keys of "
                 f"{', '.join(SHARED)} can be changed for all of them"

@@ -15,7 +15,7 @@ from torchadder import energy
 from torchadder.checkpoint import CheckpointError, read_info
 from torchadder.reproduce.folder import Stage, read_summary, stage
 from torchadder.reproduce.plan import Job
-from torchadder.reproduce.tables import Row, Table
+from torchadder.reproduce.tables import ACCURACY, Figure, Row, Table
 from torchadder.training.callbacks import read_metrics
 
 
@@ -29,9 +29,11 @@ class Run:
         reason: Why it failed, in this call or an earlier one; empty if it did not.
         epochs: Finished epochs.
         metrics: The last row of its `metrics.csv`; accuracies are shares.
-        best_accuracy: Highest validation accuracy of any epoch, a share; None before the first.
+        best_accuracy: Highest accuracy of any epoch, a share; None before the first.
         seconds: Seconds per epoch, the mean; None before the first.
         summary: Its `summary.json`; empty if there is none.
+        figure: What its table compares, here called its accuracy.
+        other: What its table shows beside; None for nothing.
     """
 
     job: Job
@@ -42,11 +44,18 @@ class Run:
     best_accuracy: float | None
     seconds: float | None
     summary: dict[str, Any]
+    figure: Figure = ACCURACY
+    other: Figure | None = None
 
     @property
     def accuracy(self) -> float | None:
         """Validation accuracy of the last epoch in percent; None unless the run is finished."""
-        return self._percent("val_accuracy")
+        return self._percent(self.figure.column)
+
+    @property
+    def second(self) -> float | None:
+        """What the table shows beside it, in percent."""
+        return None if self.other is None else self._percent(self.other.column)
 
     @property
     def top5(self) -> float | None:
@@ -64,17 +73,21 @@ class Run:
         return 100 * self.metrics[column]
 
 
-def read_run(job: Job, failure: str = "") -> Run:
+def read_run(
+    job: Job, failure: str = "", figure: Figure = ACCURACY, other: Figure | None = None
+) -> Run:
     """Reads what a run left.
 
     Args:
         job: The training.
         failure: Why it failed in this call; empty if it did not.
+        figure: What its table compares.
+        other: What its table shows beside.
     """
     path = job.folder / "metrics.csv"
     rows = read_metrics(path) if path.is_file() else []
     summary = read_summary(job.folder)
-    accuracies = [row["val_accuracy"] for row in rows if "val_accuracy" in row]
+    accuracies = [row[figure.column] for row in rows if figure.column in row]
     found = stage(job.folder, job.epochs)
     status = str(summary.get("status", ""))
     if status.startswith("stopped: "):
@@ -88,6 +101,8 @@ def read_run(job: Job, failure: str = "") -> Run:
         best_accuracy=max(accuracies) if accuracies else None,
         seconds=statistics.fmean(row["seconds"] for row in rows) if rows else None,
         summary=summary,
+        figure=figure,
+        other=other,
     )
 
 
@@ -140,7 +155,7 @@ class Line:
     arithmetic: Arithmetic | None = None
 
     def spread(self, name: str) -> Spread | None:
-        """`accuracy`, `top5`, `teacher_accuracy` or `seconds` over the finished runs."""
+        """`accuracy`, `second`, `top5`, `teacher_accuracy` or `seconds` over the finished runs."""
         finished = [run for run in self.runs if run.stage == "finished"]
         values = [getattr(run, name) for run in finished]
         known = tuple(value for value in values if value is not None)
@@ -225,7 +240,7 @@ def collect(
     failures = failures or {}
     found: dict[tuple[int, str], list[Run]] = {}
     for job in jobs:
-        run = read_run(job, failures.get(job.folder, ""))
+        run = read_run(job, failures.get(job.folder, ""), table.figure, table.second)
         found.setdefault((job.epochs, job.row.recipe), []).append(run)
     lines = []
     counted: dict[str, Arithmetic | None] = {}
@@ -255,17 +270,26 @@ def gain(runs: Sequence[Run], baseline: Sequence[Run]) -> Spread | None:
 def count_arithmetic(runs: Sequence[Run]) -> Arithmetic | None:
     """Operations of one image, counted in the net of the first finished run; None if there is none.
 
-    The images' size is kept with the weights.
+    The images' size is kept with the weights; that of a detector is the largest it can see, with
+    both sides at their limits.
     """
     for run in runs:
         path = run.job.folder / "checkpoints" / "last.safetensors"
         if run.stage != "finished" or not path.is_file():
             continue
         try:
-            preprocess = read_info(path).metadata["preprocess"]
+            metadata = read_info(path).metadata
             model = torchadder.load(path).eval()
         except CheckpointError:
             continue
+        if "detection" in metadata:
+            from torchadder.detection import count_operations
+
+            config = metadata["detection"]
+            sides = (max(config["shorter"]), config["longer"])
+            report = count_operations(model, *(-(-side // 32) * 32 for side in sides))
+            return Arithmetic(report.num_mul, report.num_add, report.energy_pj)
+        preprocess = metadata["preprocess"]
         shape = [preprocess[key] for key in ("channels", "height", "width")]
         report = energy.count(model, torch.zeros(1, *shape))
         return Arithmetic(report.num_mul, report.num_add, report.energy_pj)

@@ -14,6 +14,7 @@ from torchadder.provenance import provenance
 from torchadder.report.page import duration, energy
 from torchadder.reproduce.plan import count
 from torchadder.reproduce.results import Line, Results, Run, Spread
+from torchadder.training.recipe import Recipe
 
 NONE = "-"
 
@@ -47,16 +48,37 @@ def markdown(results: Results, origin: dict[str, Any]) -> str:
     for epochs in results.budgets:
         parts.append(f"## {count(epochs, 'epoch')}")
         parts.append(_markdown_table(results, results.at(epochs)))
+    name = table.figure.name
     parts += [
-        "Accuracy is that on the validation images after the last epoch, in percent: mean and "
+        f"{name[0].upper()}{name[1:]} is that on the validation images after the last epoch, in "
+        "percent: mean and "
         "sample standard deviation over the seeds. No epoch was chosen by it. *Gain* is the "
         "difference to the row it names, taken seed by seed, in points. Operations and energy are "
-        "those of one image (45 nm, fp32); seconds are those of one epoch of training.",
+        f"those of one image{_largest(results)} (45 nm, fp32); seconds are those of one epoch of "
+        "training.",
         *([table.note] if table.note else []),
         *_failures(results),
         _origin(results, origin),
     ]
     return "\n\n".join(parts) + "\n"
+
+
+def _largest(results: Results) -> str:
+    """Which image the operations of detectors are counted on; empty for other nets."""
+    recipe = results.lines[0].runs[0].job.recipe
+    if recipe.method != "detection":
+        return ""
+    sides = (max(recipe.detection.shorter), recipe.detection.longer)
+    height, width = (-(-side // 32) * 32 for side in sides)
+    return f" of {height}x{width} pixels, the largest that the nets see,"
+
+
+def _augmentation(recipe: Recipe) -> str:
+    if recipe.method != "detection":
+        return f"augmentation {recipe.data.augment!r}"
+    config = recipe.detection
+    sides = ", ".join(map(str, config.shorter))
+    return f"shorter side {sides}, longer at most {config.longer}, mirrored {config.flip:.0%}"
 
 
 def _settings(results: Results) -> list[str]:
@@ -68,7 +90,7 @@ def _settings(results: Results) -> list[str]:
     text = (
         f"Budget: {budgets} epochs (by default {results.table.epochs}). "
         f"Seeds: {', '.join(map(str, seeds))}. Data: {data.source}, batches of {data.batch_size}, "
-        f"augmentation {data.augment!r}. All rows see the same images in the same order with the "
+        f"{_augmentation(recipe)}. All rows see the same images in the same order with the "
         f"same augmentation; it depends on the seed alone. SGD, rate {optimizer.lr:g}, "
         f"{schedule.name} by {schedule.interval}, momentum {optimizer.momentum:g}, weight decay "
         f"{optimizer.weight_decay:g}."
@@ -79,10 +101,13 @@ def _settings(results: Results) -> list[str]:
 
 def _markdown_table(results: Results, lines: Sequence[Line]) -> str:
     with_top5 = any(line.row.recipe.startswith("imagenet") for line in lines)
-    header = ["row", "accuracy", "printed", "difference", "gain", "teacher", "seeds"]
+    figure, second = results.table.figure, results.table.second
+    header = ["row", figure.name, "printed", "difference", "gain", "teacher", "seeds"]
     header += ["mul", "add", "energy", "s/epoch"]
     if with_top5:
         header.insert(2, "top-5")
+    if second is not None:
+        header[5] = second.name  # no detector has a teacher
     rows = [header, ["---"] + ["---:"] * (len(header) - 1)]
     for line in lines:
         row, sums = line.row, line.arithmetic
@@ -92,7 +117,7 @@ def _markdown_table(results: Results, lines: Sequence[Line]) -> str:
             NONE if row.printed is None else str(row.printed),
             signed(line.difference),
             with_deviation(line.gain, is_signed=True),
-            with_deviation(line.spread("teacher_accuracy")),
+            with_deviation(line.spread("teacher_accuracy" if second is None else "second")),
             f"{line.num_finished}/{len(line.runs)}",
             NONE if sums is None else short_number(sums.num_mul),
             NONE if sums is None else short_number(sums.num_add),
@@ -150,6 +175,8 @@ def _line_values(results: Results, line: Line) -> dict[str, Any]:
     accuracy, best = line.spread("accuracy"), line.spread("best_accuracy")
     top5, teacher = line.spread("top5"), line.spread("teacher_accuracy")
     seconds = line.spread("seconds")
+    key, second = results.table.figure.key, results.table.second
+    other = line.spread("second")
     return {
         "table": results.table.name,
         "net": row.group,
@@ -159,11 +186,12 @@ def _line_values(results: Results, line: Line) -> dict[str, Any]:
         "epochs": line.epochs,
         "seeds": len(line.runs),
         "finished": line.num_finished,
-        "accuracy": accuracy and accuracy.mean,
-        "accuracy_deviation": accuracy and accuracy.deviation,
-        "accuracy_lowest": accuracy and min(accuracy.values),
-        "accuracy_highest": accuracy and max(accuracy.values),
-        "best_accuracy": best and 100 * best.mean,
+        key: accuracy and accuracy.mean,
+        f"{key}_deviation": accuracy and accuracy.deviation,
+        f"{key}_lowest": accuracy and min(accuracy.values),
+        f"{key}_highest": accuracy and max(accuracy.values),
+        f"best_{key}": best and 100 * best.mean,
+        **({} if second is None else {second.key: other and other.mean}),
         "top5": top5 and top5.mean,
         "printed": row.printed and row.printed.accuracy,
         "difference": line.difference,
@@ -188,8 +216,9 @@ def _run_values(run: Run) -> dict[str, Any]:
         "seed": run.job.seed,
         "status": run.stage if not run.reason else f"{run.stage}: {run.reason}",
         "finished_epochs": run.epochs,
-        "accuracy": run.accuracy,
-        "best_accuracy": None if run.best_accuracy is None else 100 * run.best_accuracy,
+        run.figure.key: run.accuracy,
+        f"best_{run.figure.key}": None if run.best_accuracy is None else 100 * run.best_accuracy,
+        **({} if run.other is None else {run.other.key: run.second}),
         "top5": run.top5,
         "teacher_accuracy": run.teacher_accuracy,
         "train_accuracy": _percent(run.metrics.get("train_accuracy")),

@@ -2,7 +2,8 @@
 
 A run folder holds `config.yaml` (the complete recipe), `metrics.csv`, `tensorboard/`,
 `checkpoints/{best,last}.ckpt` (state of the run) and `.safetensors` (weights of the plain net),
-`summary.json` and, where annotations were left out, `left_out.txt`. It is never used for a second run: only `resume` writes into an existing one.
+`summary.json` and, where annotations were left out, `left_out.txt`. It is never used for a second
+run: only `resume` writes into an existing one.
 """
 
 from __future__ import annotations
@@ -65,7 +66,6 @@ from torchadder.training.resuming import (
 from torchadder.training.stability import StabilityTable
 from torchadder.training.stopping import StopRequests
 from torchadder.training.summary import config_text, final_metrics, write_summary
-
 
 LEFT_OUT = "left_out.txt"
 """File of a run folder with the annotations that could not be used, if there are any."""
