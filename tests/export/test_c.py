@@ -4,6 +4,7 @@ import dataclasses
 import re
 import shutil
 import subprocess
+from pathlib import Path
 
 import pytest
 import torch
@@ -347,6 +348,7 @@ def test_other_machines(machine, optimisation, every, lenet, digits, tmp_path):
         sizes = compiler("arm-linux-gnueabihf-size", "-A", "net.o", folder=tmp_path / "digits")
         found = dict(re.findall(r"^\.(\S+)\s+(\d+)", sizes, re.M))
         assert int(found["bss"]) == report.ram_bytes
+        assert int(found["text"]) < 2048  # as docs/export.md says
         constants = sum(
             int(size) for name, size in found.items() if name.startswith(("rodata", "data"))
         )
@@ -371,3 +373,14 @@ def test_resnet20(tmp_path):
     want = made_of_pixels(net, pixels)
     assert torch.equal(got, want)
     assert len(want.unique(dim=0)) == 20
+
+
+def test_the_bill_in_the_docs(lenet, tmp_path):
+    report = ta.export.to_c(lenet, tmp_path / "digits")
+    docs = (Path(ta.__file__).parents[2] / "docs" / "export.md").read_text(encoding="utf-8")
+    printed = str(report).splitlines()
+    adders = [line.rstrip() for line in printed if " adder " in line]
+    (ram,) = [line for line in printed if line.startswith("RAM")]
+    assert len(adders) == 3
+    for line in (*adders, ram):
+        assert line.strip() in docs, line

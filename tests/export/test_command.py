@@ -270,3 +270,30 @@ def test_names_of_classes_are_safe(tmp_path):
     subprocess.run(command, cwd=tmp_path / "net", check=True)
     said = subprocess.run([tmp_path / "net" / "names"], capture_output=True, check=True).stdout
     assert said.decode().split("\0")[:-1] == names
+
+
+@needs_gcc
+@pytest.mark.slow
+def test_from_training_to_c(digits, tmp_path, capsys):
+    """The three commands of a newcomer, and all 1,000 test digits in the end."""
+    run, quantised, folder = tmp_path / "run", tmp_path / "int8.safetensors", tmp_path / "c"
+    recipe = [
+        "mnist_lenet5bn_adder",
+        "--epochs",
+        "3",
+        "--output",
+        str(run),
+        "--trainer.threads",
+        "1",
+    ]
+    assert main(["train", *recipe]) == 0
+    assert main(["quantize", str(run), "--output", str(quantised)]) == 0
+    assert main(["export", "--to", "c", str(quantised), str(folder)]) == 0
+    images = digits.val.cache
+    preprocess = ta.data.Preprocess.from_dict(
+        ta.checkpoint.read_info(quantised).metadata["preprocess"]
+    )
+    want = ta.load(quantised).integers(preprocess.normalize(images))
+    got = logits(folder, images)
+    assert torch.equal(got, want)
+    assert (got.argmax(1) == digits.val.labels).float().mean() > 0.85
