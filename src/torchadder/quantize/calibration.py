@@ -67,7 +67,7 @@ class Calibration:
             LayerReport(
                 layer=one.layer,
                 kind=one.kind,
-                num_filters=one.num_filters,
+                num_filters=len(one.filters),
                 bits=one.bits,
                 low=one.grid.low,
                 high=one.grid.high,

@@ -43,8 +43,9 @@ class LayerRange:
     Attributes:
         layer: Name of the layer.
         kind: "adder" or "conv".
+        path: The float net's layer.
         output: Name of the value that the layer makes.
-        num_filters: Number of filters.
+        filters: Indices of its filters in that layer, int64.
         bits: Width of the integers.
         grid: Integers of what it reads, and of its filters if it is an adder layer.
         clipped: Share of what it reads that is beyond the range, in 0..1.
@@ -53,8 +54,9 @@ class LayerRange:
 
     layer: str
     kind: str
+    path: str
     output: str
-    num_filters: int
+    filters: Tensor
     bits: int
     grid: Grid
     clipped: float
@@ -387,7 +389,7 @@ class _Lowering:
                 beyond = (weight - weight.clamp(grid.low, grid.high)).abs().sum((1, 2, 3))
                 shift = shift - scale * beyond
         else:
-            integers, steps = _conv_filters(weight, self.bits(step), self.config)
+            integers, steps = conv_filters(weight, self.bits(step), self.config)
             factors = scale * steps * source.scale
             shift = shift - factors * source.zero_point * integers.double().sum((1, 2, 3))
         residual_factor, constants = 0.0, shift / result.scale + result.zero_point
@@ -427,7 +429,7 @@ class _Lowering:
         )
         self.ranges.append(
             LayerRange(
-                name, step.kind, step.output, len(filters), self.bits(step), grid, clipped,
+                name, step.kind, step.name, step.output, filters, self.bits(step), grid, clipped,
                 beyond_weights,
             )
         )  # fmt: skip
@@ -472,7 +474,7 @@ def _each(value: p.Value, factor: float, constant: float) -> tuple[Tensor, Tenso
     return factor * ones, constant * ones
 
 
-def _conv_filters(weight: Tensor, bits: int, config: Int8Config) -> tuple[Tensor, Tensor]:
+def conv_filters(weight: Tensor, bits: int, config: Int8Config) -> tuple[Tensor, Tensor]:
     """Filters of a convolution as int8, and the real number of one step for each, float64."""
     most = 2 ** (bits - 1) - 1
     largest = weight.abs().amax((1, 2, 3))
