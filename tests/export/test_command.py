@@ -146,7 +146,7 @@ def test_images_of_other_programs(quantised, digits, tmp_path):
     assert subprocess.run([classify], capture_output=True).returncode == 2
 
 
-@pytest.mark.parametrize("kind", ["onnx", "torch"])
+@pytest.mark.parametrize("kind", [pytest.param("onnx", marks=pytest.mark.slow), "torch"])
 def test_float_nets(kind, checkpoint, tmp_path, capsys):
     path = tmp_path / {"onnx": "net.onnx", "torch": "net.pt2"}[kind]
     assert main(["export", "--to", kind, str(checkpoint), str(path)]) == 0

@@ -208,7 +208,10 @@ def bad_models():
     }
 
 
-@pytest.mark.parametrize("name", list(bad_models()))
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(name, marks=[pytest.mark.slow] * (name == "operator")) for name in bad_models()],
+)
 def test_what_cannot_be_exported_is_named(name, tmp_path):
     model, message = bad_models()[name]
     with pytest.raises(ExportError, match=message) as caught:

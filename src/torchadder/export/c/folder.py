@@ -58,13 +58,17 @@ def write_folder(folder: Path, files: Mapping[str, str], *, force: bool) -> None
             os.rename(folder, old)
         try:
             os.rename(new, folder)
-        except OSError:
+        except BaseException:
             if old.exists():
                 os.rename(old, folder)
             raise
     except OSError as error:
         raise OSError(error.errno, f"cannot write: {error.strerror}", str(folder)) from error
     finally:
-        for rest in (new, old):
-            with contextlib.suppress(OSError):
-                shutil.rmtree(rest)
+        _remove(new)
+    _remove(old)
+
+
+def _remove(folder: Path) -> None:
+    with contextlib.suppress(OSError):
+        shutil.rmtree(folder)
