@@ -4,39 +4,15 @@ The interpreter takes milliseconds for what a GPU does in nanoseconds, so the sh
 the cases with many products; the long form runs all of test_kernels.py.
 """
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
 from cases import CASES
+from interpreter import ROOT, interpret
 from torchadder.ops.geometry import output_size
 
 KERNEL_TESTS = Path(__file__).with_name("test_kernels.py")
-ROOT = Path(__file__).parents[2]
-INTERPRETER = {
-    "TRITON_INTERPRET": "1",
-    "TORCHADDER_BACKEND": "triton",
-    "OMP_NUM_THREADS": "1",
-}
-# NumPy, which does the arithmetic here, warns of overflow that the kernels saturate on purpose and
-# of infinities that meet; a GPU does not.
-OPTIONS = (
-    "-p", "quick_interpreter",
-    "-W", "ignore:overflow encountered:RuntimeWarning",
-    "-W", "ignore:invalid value encountered:RuntimeWarning",
-)  # fmt: skip
-
-
-def interpret(*selection):
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *OPTIONS, *selection]
-    result = subprocess.run(
-        command, env={**os.environ, **INTERPRETER}, cwd=ROOT, capture_output=True, text=True
-    )
-    assert result.returncode == 0, result.stdout[-4000:] + result.stderr[-2000:]
-    return result.stdout
 
 
 def products(case):

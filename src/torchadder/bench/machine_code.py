@@ -27,6 +27,7 @@ from triton.compiler import ASTSource
 from torchadder.ops.triton import tiles
 from torchadder.ops.triton.backward_input import LARGEST, adder2d_backward_input
 from torchadder.ops.triton.forward import adder2d_forward
+from torchadder.ops.triton.int8 import adder2d_int8
 from torchadder.provenance import provenance
 
 ARITHMETIC = {
@@ -38,6 +39,9 @@ ARITHMETIC = {
 CHANNELS = (16, 32, 64, 128, 256)
 _POINTERS = ("input", "grad_output", "grad_input", "output")
 _FLOAT_POINTERS = ("weight", "zeros", "bias", "grad_sums")
+_INT8_POINTERS = {
+    "packed": "u8", "nowhere": "u8", "residual": "u8", "multiplier": "i32", "offset": "i64",
+}  # fmt: skip
 _MULTIPROCESSORS = 132
 
 
@@ -53,6 +57,8 @@ def compiled(
             signature[name] = f"*{dtype}"
         elif name in _FLOAT_POINTERS:
             signature[name] = "*fp32"
+        elif name in _INT8_POINTERS:
+            signature[name] = f"*{_INT8_POINTERS[name]}"
         else:
             signature[name] = "*i32" if name == "has_nan" else "i32"
     # Tensors start at multiples of 16 bytes.
@@ -166,16 +172,60 @@ def inspect(dtype: str = "fp32", capability: int = 90) -> list[dict[str, Any]]:
     return rows
 
 
+def inspect_int8(capability: int = 90) -> list[dict[str, Any]]:
+    """Likewise for the layers of bytes: one row a number of channels.
+
+    One instruction takes four pairs, so a quarter a pair is the least.
+    """
+    rows = []
+    target = GPUTarget("cuda", capability, 32)
+    for channels in CHANNELS:
+        tile = tiles.choose(2**17, channels, 9 * channels, 1, _MULTIPROCESSORS)
+        of_layer = constants(channels, tile) | {
+            "REQUANTISE": True, "HAS_RESIDUAL": True, "PTX": True,
+            "UNROLL": min(4, tiles.stretch(channels // 8)),
+        }  # fmt: skip
+        kernel = compiled(adder2d_int8, of_layer, "u8", target, tile)
+        lines = disassemble(kernel)
+        loop = max(innermost_loops(lines), key=lambda c: c["VABSDIFF4.U8.ACC"])
+        loads = sum(count for word, count in loop.items() if word.startswith("LDG"))
+        # Eight terms of a row or column a load.
+        pairs = tile.rows * tile.columns * 8 * loads // (tile.rows + tile.columns)
+        arithmetic = loop["VABSDIFF4.U8.ACC"]
+        rows.append(
+            {
+                "kernel": "int8 forward",
+                "channels": channels,
+                "tile": f"{tile.block_m}x{tile.block_n}",
+                "threads": tile.threads,
+                "pairs": pairs,
+                "arithmetic_per_pair": arithmetic / pairs,
+                "instructions_per_pair": sum(loop.values()) / pairs,
+                "least_share": pairs / 4 / sum(loop.values()),
+                "registers": num_registers(kernel),
+                "spills": sum(line.startswith(("STL", "LDL")) for line in lines),
+                "loop": dict(loop.most_common()),
+            }
+        )
+    return rows
+
+
 def main() -> None:
     """Print the table, write the JSON."""
     parser = argparse.ArgumentParser(description="Count the instructions of the GPU kernels.")
     parser.add_argument("--capability", type=int, default=90, help="of the chip, 90 for Hopper")
-    parser.add_argument("--dtype", default="fp32", choices=("fp32", "bf16", "fp16"))
+    parser.add_argument("--dtype", default="fp32", choices=("fp32", "bf16", "fp16", "int8"))
     parser.add_argument("--json", help="file to write")
     arguments = parser.parse_args()
-    rows = inspect(arguments.dtype, arguments.capability)
+    int8 = arguments.dtype == "int8"
+    rows = (
+        inspect_int8(arguments.capability)
+        if int8
+        else inspect(arguments.dtype, arguments.capability)
+    )
     print(
-        "| kernel | channels | tile | arithmetic a pair | instructions | 2 a pair are | registers |"
+        "| kernel | channels | tile | arithmetic a pair | instructions | "
+        f"{'1/4' if int8 else 2} a pair are | registers |"
     )
     print("|---|---|---|---|---|---|---|")
     for row in rows:

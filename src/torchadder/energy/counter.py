@@ -30,8 +30,10 @@ from torchadder.energy.formulas import (
     integer_side,
     is_product,
 )
-from torchadder.energy.operations import MEMORY, REQUANTISE, Countable, Operations, requantise
+from torchadder.energy.integers import program_operations
+from torchadder.energy.operations import MEMORY, REQUANTISE, Operations, requantise
 from torchadder.energy.report import EnergyReport, LayerCount
+from torchadder.quantize.net import IntegerNet
 
 _INTEGER_SIDE = "integer side"
 """Kind of the tallies from which rows of requantisation and memory traffic are made."""
@@ -100,9 +102,12 @@ def count(
     for value in inputs:
         _check_input(value)
     how = _Costing(costs or CostTable(), dtype, include_requantisation, memory)
-    if isinstance(model, Countable):
-        batch = _batch_of(inputs)
-        rows = list(model.operations(batch, include_elementwise=include_elementwise))
+    if isinstance(model, IntegerNet):
+        rows = list(
+            program_operations(
+                model.program(), _batch_of(inputs), include_elementwise=include_elementwise
+            )
+        )
         return _report(model, rows, {row.name for row in rows}, how, "meta", "")
     on_meta = _Recorder(include_elementwise)
     device, note = "meta", ""

@@ -5,9 +5,7 @@ Requantisation and memory traffic are rows of their own, so that they can be lef
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Protocol, runtime_checkable
 
 import torch
 
@@ -40,20 +38,6 @@ class Operations:
     num_moved: int = 0
     weight_bytes: int = 0
     calls: int = 1
-
-
-@runtime_checkable
-class Countable(Protocol):
-    """A net that knows what it does, such as an integer net."""
-
-    def operations(self, batch: int, *, include_elementwise: bool) -> Iterable[Operations]:
-        """What a forward pass of `batch` images does, requantisation and memory traffic included.
-
-        Args:
-            batch: number of images.
-            include_elementwise: whether to count pooling, too.
-        """
-        ...
 
 
 def requantise(

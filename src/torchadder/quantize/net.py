@@ -7,10 +7,8 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor, nn
 
-from torchadder.energy.operations import Operations
 from torchadder.quantize import interpreter
 from torchadder.quantize.modules import module_of
-from torchadder.quantize.operations import operations
 from torchadder.quantize.program import Input, Output, Program, Value
 
 
@@ -105,10 +103,6 @@ class IntegerNet(nn.Module):
         if images.is_floating_point() and not self._reads_floats:
             images = interpreter.to_bytes(images, source.scale, source.zero_point)
         return images.contiguous(memory_format=torch.channels_last)
-
-    def operations(self, batch: int, *, include_elementwise: bool = False) -> Iterator[Operations]:
-        """What a forward pass does, for `torchadder.energy.count`."""
-        return operations(self.program(), batch, include_elementwise=include_elementwise)
 
     def program(self) -> Program:
         """What the net computes, with the tensors that it holds now."""

@@ -10,10 +10,12 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Sequence
+from types import ModuleType
 
 import torch
 from torch import Tensor
 
+from torchadder.ops import gpu
 from torchadder.ops.geometry import Geometry, make_geometry, output_size
 from torchadder.ops.int8 import cpu, packing, reference
 
@@ -134,6 +136,15 @@ def _check_requantisation(
         raise ValueError(f"residual must have shape {tuple(size)}, got {tuple(residual.shape)}")
 
 
+def _gpu_kernels(kind: str, input: Tensor, kernel: Shape, groups: int) -> ModuleType | None:
+    """The module ``int8_launch`` where Triton serves: adder layers that are not depthwise."""
+    if kind != "adder2d" or (groups > 1 and kernel[1] == 1) or gpu.kernels(input) is None:
+        return None
+    from torchadder.ops.triton import int8_launch
+
+    return int8_launch
+
+
 def _layer(
     kind: str,
     input: Tensor,
@@ -148,10 +159,17 @@ def _layer(
     geometry = make_geometry(stride, padding, dilation, groups)
     size = _check(kind, input, packed, kernel, zero_point, geometry)
     shape: Shape = tuple(kernel)  # type: ignore[assignment]
-    handle = cpu.library() if input.device.type == "cpu" else None
-    if handle is None:
+
+    def by_reference() -> Tensor:
         weight = packing.unpack(packed, shape, geometry.dilation[1], groups)
         return reference.layer(kind, input, weight, zero_point, geometry)
+
+    if kernels := _gpu_kernels(kind, input, shape, groups):
+        operands = (input, packed, shape, zero_point, geometry, size, None)
+        return gpu.run(kernels.adder2d_int8, by_reference, *operands)
+    handle = cpu.library() if input.device.type == "cpu" else None
+    if handle is None:
+        return by_reference()
     return cpu.layer(handle, kind, input, packed, shape, zero_point, geometry, size)
 
 
@@ -178,11 +196,18 @@ def _requantised_layer(
     _check_requantisation(size, multiplier, offset, shift, low, high, residual)
     shape: Shape = tuple(kernel)  # type: ignore[assignment]
     how = (multiplier, offset, shift, low, high, residual, residual_multiplier)
-    handle = cpu.library() if input.device.type == "cpu" else None
-    if handle is None:
+
+    def by_reference() -> Tensor:
         weight = packing.unpack(packed, shape, geometry.dilation[1], groups)
         sums = reference.layer(kind, input, weight, zero_point, geometry)
         return reference.requantise(sums, *how)
+
+    if kernels := _gpu_kernels(kind, input, shape, groups):
+        operands = (input, packed, shape, zero_point, geometry, size, how)
+        return gpu.run(kernels.adder2d_int8, by_reference, *operands)
+    handle = cpu.library() if input.device.type == "cpu" else None
+    if handle is None:
+        return by_reference()
     return cpu.requantised_layer(
         handle, kind, input, packed, shape, zero_point, geometry, *how, size
     )

@@ -1,4 +1,4 @@
-"""What an integer program does, counted step by step for the energy report.
+"""What an integer program does, counted step by step.
 
 A tap of an adder layer is 2 additions, one of a convolution 1 multiplication and 1 addition, in
 bytes as the papers count them. Requantisation and memory traffic come as rows of their own. Every
@@ -18,7 +18,7 @@ from torchadder.quantize import program as p
 _DTYPES = {"uint8": torch.uint8, "int32": torch.int32, "float32": torch.float32}
 
 
-def operations(
+def program_operations(
     program: p.Program, batch: int = 1, *, include_elementwise: bool = False
 ) -> Iterator[Operations]:
     """The rows of a program.
