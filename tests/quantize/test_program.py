@@ -7,8 +7,8 @@ from fractions import Fraction
 
 import pytest
 import torch
-from small_programs import every_step, layer, program, random_images, scaled
 
+from small_programs import every_step, layer, program, random_images, scaled
 from torchadder.quantize import interpreter
 from torchadder.quantize.program import (
     Add,

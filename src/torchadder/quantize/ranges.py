@@ -162,6 +162,7 @@ class _Watcher(fx.Interpreter):
 
     def __init__(self, graph: FloatGraph, show: Any) -> None:
         super().__init__(graph.module)
+        self.extra_traceback = False  # errors of ours are one line
         self.values = {node: value for value, node in graph.nodes.items()}
         self.show = show
 
