@@ -163,11 +163,38 @@ bool check_max_pool(ta_int8_problem p, int threads) {
   return ta_int8_max_pool2d(&p, x.data(), y.data(), threads) == TA_OK && y == want;
 }
 
+// The longest sums, of the largest terms: the bounds that torchadder_int8.h states.
+bool check_longest(int kind) {
+  ta_int8_problem p{};
+  p.batch = p.height = p.width = p.out_height = p.out_width = 1;
+  p.kernel_h = p.kernel_w = p.stride_h = p.stride_w = p.dilation_h = p.dilation_w = 1;
+  p.groups = p.out_channels = 1;
+  p.in_channels = kind == TA_INT8_ADDER ? 1 << 23 : 1 << 16;
+  const std::vector<uint8_t> x(static_cast<size_t>(p.in_channels), 255);
+  for (const int byte : {0, 127, 128, 255}) {
+    const std::vector<uint8_t> w(x.size(), static_cast<uint8_t>(byte));
+    std::vector<uint8_t> packed(static_cast<size_t>(ta_int8_packed_size(&p)));
+    ta_int8_pack(&p, w.data(), packed.data());
+    const int64_t term = kind == TA_INT8_ADDER ? byte - 255 : 255 * int64_t{int8_t(byte)};
+    int32_t y = 1;
+    if (ta_int8_conv2d(&p, kind, x.data(), packed.data(), 0, &y, 1) != TA_OK ||
+        y != p.in_channels * term)
+      return false;
+  }
+  return true;
+}
+
 }  // namespace
 
 int main(int argc, char** argv) {
   const int problems = argc > 1 ? std::atoi(argv[1]) : 100;
   generator.seed(argc > 2 ? static_cast<unsigned>(std::atoi(argv[2])) : 0);
+  for (const int kind : {TA_INT8_ADDER, TA_INT8_CONVOLUTION}) {
+    if (!check_longest(kind)) {
+      std::printf("failed: the longest sums of kind %d\n", kind);
+      return 1;
+    }
+  }
   int checked = 0;
   while (checked < problems) {
     ta_int8_problem p{};

@@ -70,12 +70,25 @@ def test_packing_is_that_of_the_c_interface_and_can_be_undone(problem):
     assert torch.equal(other, packed)
 
 
-def test_the_largest_sums_fit():
-    taps = 2**23
-    x = torch.zeros(1, taps, 1, 1, dtype=torch.uint8)
-    w = torch.full((1, taps, 1, 1), 255, dtype=torch.uint8)
-    y = ops.adder2d_int8(x, int8.pack(w), w.shape, 0, (1, 1), (0, 0), (1, 1), 1)
-    assert y.item() == -255 * taps
+@pytest.mark.parametrize(
+    ("kind", "taps", "pixel", "filter", "term"),
+    [
+        ("adder2d", 2**23, 0, 255, -255),
+        ("conv2d", 2**16, 255, -128, -255 * 128),
+        ("conv2d", 2**16, 255, 127, 255 * 127),
+    ],
+)
+def test_the_largest_sums_fit(kind, taps, pixel, filter, term):
+    dtype = torch.uint8 if kind == "adder2d" else torch.int8
+    x = torch.full((1, taps, 1, 1), pixel, dtype=torch.uint8)
+    w = torch.full((1, taps, 1, 1), filter, dtype=dtype)
+    window = ((1, 1), (0, 0), (1, 1), 1)
+    layer = getattr(ops, f"{kind}_int8")
+    assert layer(x, int8.pack(w), w.shape, 0, *window).item() == term * taps
+    longer = torch.zeros(1, taps + 1, 1, 1, dtype=dtype)
+    with pytest.raises(ValueError, match=f"at most {taps} fit 32 bits"):
+        layer(torch.zeros_like(longer, dtype=torch.uint8), int8.pack(longer), longer.shape, 0,
+              *window)  # fmt: skip
 
 
 def in_a_process_of_its_own(**environment):
@@ -87,9 +100,17 @@ def in_a_process_of_its_own(**environment):
         "w = torch.randint(0, 256, (37, 19, 3, 3), dtype=torch.uint8)\n"
         "x = torch.randint(0, 256, (2, 19, 11, 9), dtype=torch.uint8)\n"
         "window = ((1, 1), (1, 1), (1, 1), 1)\n"
-        "y = torch.ops.torchadder.adder2d_int8(x, int8.pack(w), w.shape, 9, *window)\n"
+        "v = w.view(torch.int8)\n"
+        "how = (torch.arange(-9, 28, dtype=torch.int32), torch.arange(37) << 9, 8, 3, 250)\n"
+        "how = (*how, torch.randint(0, 256, (2, 37, 11, 9), dtype=torch.uint8), -77)\n"
+        "ops = torch.ops.torchadder\n"
+        "ys = [ops.adder2d_int8(x, int8.pack(w), w.shape, 9, *window),\n"
+        "      ops.conv2d_int8(x, int8.pack(v), w.shape, 9, *window),\n"
+        "      ops.adder2d_int8_requantised(x, int8.pack(w), w.shape, 9, *window, *how),\n"
+        "      ops.conv2d_int8_requantised(x, int8.pack(v), w.shape, 9, *window, *how),\n"
+        "      ops.max_pool2d_int8(x, (3, 2), (2, 1), (1, 0), (1, 1))]\n"
         "print(torchadder.ops.cpu_library_info()['instruction_set'])\n"
-        "print(hash(tuple(y.flatten().tolist())))\n"
+        "print(hash(tuple(n for y in ys for n in y.flatten().tolist())))\n"
     )
     result = subprocess.run(
         [sys.executable, "-c", code],
@@ -113,17 +134,23 @@ def test_every_instruction_set_gives_the_same(by_default, capability):
     assert got == by_default
 
 
+@pytest.mark.parametrize("kind", ["adder2d", "conv2d"])
 @pytest.mark.parametrize("threads", [1, 2, 3])
-def test_results_do_not_depend_on_the_number_of_threads(threads):
-    x, w, window = operands(PROBLEMS[0])
+def test_results_do_not_depend_on_the_number_of_threads(threads, kind):
+    x, w, window = operands(PROBLEMS[0], kind)
     packed = int8.pack(w)
+    want = plain_sums(x, w, 5, *window)
+    how, want_bytes = random_requantisation(want, with_residual=True)
     before = torch.get_num_threads()
     try:
         torch.set_num_threads(threads)
-        got = ops.adder2d_int8(x, packed, w.shape, 5, *window)
+        got = getattr(ops, f"{kind}_int8")(x, packed, w.shape, 5, *window)
+        requantised = getattr(ops, f"{kind}_int8_requantised")
+        got_bytes = requantised(x, packed, w.shape, 5, *window, *how)
     finally:
         torch.set_num_threads(before)
-    assert torch.equal(got.long(), plain_sums(x, w, 5, *window))
+    assert torch.equal(got.long(), want)
+    assert torch.equal(got_bytes.long(), want_bytes)
 
 
 # (N, C, H, W), kernel, stride, padding, dilation
