@@ -3,6 +3,8 @@
 import json
 import os
 import signal
+import subprocess
+import sys
 
 import lightning
 import PIL.Image
@@ -182,6 +184,25 @@ def test_a_run_ends_early_where_nothing_gets_better(tmp_path):
     assert json.loads((result.folder / "summary.json").read_text())["ended_early"]
     with pytest.raises(RecipeError, match="the run is finished"):
         resume(result.folder)
+
+
+@pytest.mark.slow
+def test_two_processes_measure_what_one_does(tmp_path, capsys):
+    """Every image of either process is looked at once; the figures are those of one process."""
+    folder = tmp_path / "two"
+    options = [*spelled(TINY | {"data.eval_batch_size": 4, "data.batch_size": 8}), "--devices=2"]
+    options += ["--trainer.sync_batchnorm=true", f"--output={folder}"]
+    command = [sys.executable, "-m", "torchadder", "train", "digits_fcos_adder_bn", *options]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=240)
+    assert done.returncode == 0, done.stderr
+    last = read_metrics(folder / "metrics.csv")[-1]
+    checkpoint = folder / "checkpoints" / "last.safetensors"
+    assert main(["evaluate", str(checkpoint), "--json"]) == 0
+    got = json.loads(capsys.readouterr().out)
+    assert got["num_images"] == 4
+    for name in ("ap", "ap50", "voc_ap"):
+        assert got[name] == pytest.approx(last[f"val_{name}"], abs=1e-6)
 
 
 def test_a_training_step_sees_images_as_the_data_gives_them():

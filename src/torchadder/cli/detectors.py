@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 # Keys of the recipe's section `detection` that say how annotated images are opened.
 _OPENING = ("format", "images", "box_format", "first_pixel", "objects_column", "skip_bad")
 
+
 def add_evaluation_arguments(parser: ArgumentParser) -> None:
     """Declares the options of `torchadder evaluate` that only detectors have."""
     parser.add_argument(
@@ -140,8 +141,10 @@ def write_evaluation(folder: Path, net: TrainedDetector, result: Evaluation) -> 
 def report_run(result: Any) -> None:
     """Says what the training of a detector came to, and draws it into its run folder."""
     from torchadder.report.detection import draw_course, kind_of
+    from torchadder.training import distributed
     from torchadder.training.detector_evaluation import evaluate_detector, open_detector
 
+    distributed.leave()
     monitor = next(name for name in result.metrics if name.startswith("best_val_"))
     words = {"best_val_ap": "AP", "best_val_voc_ap": "VOC AP"}
     print(
@@ -158,7 +161,7 @@ def report_run(result: Any) -> None:
 def add_prediction_arguments(parser: ArgumentParser) -> None:
     """Declares the options of `torchadder predict` that only detectors have."""
     parser.add_argument(
-        "--score", type=float | None, help="Detectors: smallest score of a box (default: 0.3)."
+        "--score", type=float | None, help="Detectors: smallest score of a box (default: 0.5)."
     )
     parser.add_argument(
         "--save",
@@ -195,7 +198,7 @@ def predict(args: Any) -> None:
     from torchadder.training.detector_evaluation import find, open_detector
     from torchadder.training.evaluation import image_files
 
-    score = 0.3 if args.score is None else args.score
+    score = 0.5 if args.score is None else args.score
     if not 0 <= score <= 1:
         raise UserError(f"--score = {score}: a share in 0..1 is wanted")
     if args.csv is not None:

@@ -46,7 +46,7 @@ class Panel:
     Attributes:
         title: What stands above it; empty for nothing.
         image: uint8 (3, H, W).
-        boxes: x1, y1, x2, y2 in pixels, (M, 4).
+        boxes: x1, y1, x2, y2 in pixels, (M, 4), the most certain first.
         words: What stands at each box.
         classes: The class of each box, which decides its colour.
     """
@@ -204,7 +204,8 @@ def draw_panels(path: Path, panels: Sequence[Panel], *, columns: int | None = No
         axes.imshow(panel.image.permute(1, 2, 0).numpy(), interpolation="nearest")
         if panel.title:
             axes.set_title(panel.title, loc="left", fontsize=TICK_SIZE, color=LIGHT.text)
-        for box, words, label in zip(panel.boxes, panel.words, panel.classes, strict=True):
+        marks = list(zip(panel.boxes, panel.words, panel.classes, strict=True))
+        for box, words, label in reversed(marks):  # the most certain one on top
             _box(axes, box, words, LIGHT.classes[label % len(LIGHT.classes)])
     figure.savefig(path, dpi=DPI, metadata={"Software": "torchadder"})
 

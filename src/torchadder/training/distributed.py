@@ -133,6 +133,12 @@ def connect(options: TrainerConfig) -> World:
     return here
 
 
+def leave() -> None:
+    """Ends this process's part in the group: what it does from now on, it does alone."""
+    if dist.is_initialized():
+        dist.destroy_process_group()
+
+
 def together(function: Callable[[], T]) -> T:
     """Calls a function in every process; if it fails in one of them, it fails in all.
 
