@@ -11,6 +11,7 @@ from torchadder.bench import machine_code  # noqa: E402
 from torchadder.ops.triton import tiles  # noqa: E402
 from torchadder.ops.triton.backward_input import LARGEST, adder2d_backward_input  # noqa: E402
 from torchadder.ops.triton.forward import adder2d_forward  # noqa: E402
+from torchadder.ops.triton.int8 import adder2d_int8  # noqa: E402
 
 HOPPER = GPUTarget("cuda", 90, 32)
 
@@ -40,6 +41,31 @@ def test_clipped_gradient_takes_two_instructions_a_pair():
     loop = loop_of(kernel, ("FADD.SAT", "FFMA"))
     assert loop["FADD.SAT"] == loop["FFMA"] == 8 * 8
     assert not any(word.startswith(("LDS", "STS", "BAR", "LDL", "STL")) for word in loop)
+
+
+def of_bytes(tile, *, ptx):
+    constants = machine_code.constants(16, tile) | {"REQUANTISE": True, "HAS_RESIDUAL": True}
+    return constants | {"PTX": ptx, "UNROLL": 2}
+
+
+@pytest.mark.parametrize("capability", [75, 90])
+def test_bytes_take_an_instruction_for_four_pairs(capability):
+    tile = tiles.Tile(4, 2, 16, 8)
+    target = GPUTarget("cuda", capability, 32)
+    kernel = machine_code.compiled(adder2d_int8, of_bytes(tile, ptx=True), "u8", target, tile)
+    loop = loop_of(kernel, ("VABSDIFF4.U8.ACC",))
+    # 16 terms of 4 x 2 results; operands arrive by eights, straight into registers
+    assert loop["VABSDIFF4.U8.ACC"] % (16 // 4 * 8) == 0
+    taps = loop["VABSDIFF4.U8.ACC"] // (16 // 4 * 8)
+    assert sum(n for word, n in loop.items() if word.startswith("LDG")) == taps * 2 * (4 + 2)
+    assert not any(word.startswith(("LDS", "STS", "BAR", "LDL", "STL")) for word in loop)
+
+
+def test_bytes_compile_for_amd():
+    tile = tiles.Tile(4, 2, 16, 8)
+    target = GPUTarget("hip", "gfx942", 64)
+    kernel = machine_code.compiled(adder2d_int8, of_bytes(tile, ptx=False), "u8", target, tile)
+    assert kernel.asm["hsaco"]
 
 
 @pytest.mark.parametrize("target", [("cuda", 75, 32), ("cuda", 80, 32), ("hip", "gfx942", 64)])
