@@ -28,8 +28,8 @@ if TYPE_CHECKING:
 COMMANDS = {
     "demo": "train a CNN, an adder net and a distilled adder net on real digits; write a report",
     "train": "train a recipe",
-    "evaluate": "accuracy, loss and energy of a checkpoint; its robustness with --robust",
-    "predict": "classify image files with a checkpoint",
+    "evaluate": "accuracy, or average precision, and energy of a checkpoint; --robust attacks it",
+    "predict": "classify image files, or find the objects in them, with a checkpoint",
     "diagnose": "what PKKD's kernels do to a run's two nets; --stability: how stable runs trained",
     "quantize": "make an integer net of a checkpoint",
     "export": "write a net as C source, as an ONNX model or as a torch.export program",
