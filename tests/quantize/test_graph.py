@@ -1,0 +1,184 @@
+"""Nets as steps: what is folded into what, and what is refused by name."""
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+import torchadder as ta
+from small_nets import odd_net, settled, small_resnet
+from torchadder.quantize import QuantizationError
+from torchadder.quantize.graph import trace
+from torchadder.quantize.ranges import collect, watch
+
+
+def test_norms_relus_and_residuals_join_the_layers():
+    net, images = small_resnet()
+    graph = trace(net, images)
+    steps = [(step.kind, step.name, len(step.inputs), step.relu) for step in graph.steps]
+    assert steps == [
+        ("conv", "stem", 1, True),
+        ("max_pool", "pool", 1, False),
+        ("adder", "layer1.conv1", 1, True),
+        ("adder", "layer1.conv2", 2, True),  # the residual is what the block reads
+        ("adder", "layer2.conv1", 1, True),
+        ("adder", "layer2.conv2", 1, False),
+        ("adder", "layer2.shortcut.0", 2, True),  # the later of the two takes the other one in
+        ("avg_pool", graph.steps[-2].name, 1, False),
+        ("conv", "fc", 1, False),
+    ]
+    assert graph.steps[3].inputs[1] == graph.steps[1].output
+    assert graph.steps[6].inputs[1] == graph.steps[5].output
+    norm, step = net.layer1.bn1, graph.steps[2]
+    scale = norm.weight / (norm.running_var + norm.eps).sqrt()
+    assert torch.allclose(step.scale.float(), scale)
+    assert torch.allclose(step.shift.float(), norm.bias - norm.running_mean * scale, atol=1e-5)
+    assert graph.shapes()[graph.output] == (5, 1, 1)
+    assert graph.shapes()[graph.input] == (3, 16, 16)
+
+
+@pytest.mark.parametrize("make", [small_resnet, odd_net])
+def test_the_steps_compute_what_the_net_computes(make):
+    """In float64, one step after the other."""
+    net, images = make()
+    images = images[:4]
+    graph = trace(net, images)
+    values = {graph.input: images.double()}
+    for step in graph.steps:
+        x = values[step.inputs[0]]
+        if step.kind in ("adder", "conv"):
+            x = x if x.dim() == 4 else x[:, :, None, None]
+            layer = ta.functional.adder2d if step.kind == "adder" else F.conv2d
+            window = step.window
+            y = layer(x, step.weight.double(), None, *window)
+            y = y * step.scale[:, None, None] + step.shift[:, None, None]
+            if len(step.inputs) > 1:
+                y = y + values[step.inputs[1]]
+        elif step.kind == "add":
+            y = x + values[step.inputs[1]]
+        elif step.kind == "affine":
+            y = x * step.scale[:, None, None] + step.shift[:, None, None]
+        elif step.kind == "flatten":
+            y = x.flatten(1)
+        elif step.kind == "max_pool":
+            y = F.max_pool2d(x, step.kernel, *step.window[:3])
+        else:
+            kernel = step.kernel or x.shape[2:]
+            y = F.avg_pool2d(x, kernel, *(step.window or ((1, 1), (0, 0)))[:2])
+        values[step.output] = y.relu() if step.relu else y
+    want = net.double()(images.double())
+    assert torch.allclose(values[graph.output].flatten(1), want, atol=1e-5)
+    shown = {}
+    watch(trace(net.float(), images), [images], lambda n, v: shown.update({n: v.clone()}))
+    assert set(shown) == set(values)
+    for name, value in shown.items():
+        assert torch.allclose(value.double().flatten(1), values[name].flatten(1), atol=1e-4), name
+
+
+def test_histograms_hold_every_number():
+    net, images = small_resnet()
+    graph = trace(net, images)
+    histograms = collect(graph, [images[:20], images[20:]])
+    assert set(histograms) == set(graph.nodes)
+    histogram = histograms[graph.input]
+    assert histogram.low == float(images.min())
+    assert histogram.high == float(images.max())
+    assert float(histogram.counts.sum()) == images.numel()
+    mean = float((histogram.counts * histogram.centres).sum() / histogram.counts.sum())
+    assert mean == pytest.approx(float(images.mean()), abs=1e-3)
+    # In two batches or in one: the same numbers.
+    again = collect(graph, [images])
+    for name in histograms:
+        assert torch.equal(histograms[name].counts, again[name].counts), name
+
+
+class Ends(nn.Module):
+    """Something between a convolution and a linear layer."""
+
+    def __init__(self, middle):
+        super().__init__()
+        self.conv = nn.Conv2d(2, 4, 3, padding=1)
+        self.middle = middle
+
+    def forward(self, x):
+        return self.middle(self.conv(x)).mean((2, 3))
+
+
+class Scaled(nn.Module):
+    def forward(self, x):
+        return torch.add(x, x, alpha=2)
+
+
+class Constant(nn.Module):
+    def forward(self, x):
+        return x + torch.ones(4, 1, 1)
+
+
+class Broadcast(nn.Module):
+    def forward(self, x):
+        return x + F.adaptive_avg_pool2d(x, 1)
+
+
+class Rows(nn.Module):
+    def forward(self, x):
+        return x + x.mean(2, keepdim=True).expand_as(x)
+
+
+@pytest.mark.parametrize(
+    ("middle", "message"),
+    [
+        (nn.MaxPool2d(3, 2, ceil_mode=True), "middle: pooling with ceil_mode"),
+        (nn.AvgPool2d(3, 2, padding=1, count_include_pad=False), "middle: a mean with another"),
+        (nn.AdaptiveAvgPool2d(5), "middle: pooling of 8x8 to 5x5 has unequal windows"),
+        (nn.BatchNorm2d(4, track_running_stats=False), "middle: a batch norm without running"),
+        (nn.Conv2d(4, 4, 3, padding="same"), "middle: padding must be given in numbers"),
+        (nn.LeakyReLU(), r"middle: aten.leaky_relu cannot be done in integers"),
+        (nn.Upsample(scale_factor=2), "middle: aten.upsample"),
+        (Scaled(), "middle: an addition with a factor"),
+        (Broadcast(), "middle: an addition of unequal shapes"),
+        (Constant(), "middle: "),
+        (Rows(), "middle: a mean over"),
+    ],
+    ids=lambda value: type(value).__name__ if isinstance(value, nn.Module) else "",
+)
+def test_what_integers_cannot_do_is_refused_by_name(middle, message):
+    net = Ends(middle).eval()
+    with pytest.raises(QuantizationError, match=message) as error:
+        trace(net, torch.randn(2, 2, 8, 8))
+    assert "\n" not in str(error.value)
+
+
+class Two(nn.Module):
+    def forward(self, x):
+        return x.relu(), x
+
+
+def test_more_than_one_output_is_refused():
+    with pytest.raises(QuantizationError, match="more than one output"):
+        trace(Two().eval(), torch.randn(2, 2, 8, 8))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["resnet20", "resnet18", "vgg_small", "lenet5_bn"])
+def test_nets_of_the_package(name):
+    torch.manual_seed(0)
+    net = getattr(ta.models, name)()
+    C, H, _ = net.image_shape
+    images = torch.randn(8, C, min(H, 64), min(H, 64))
+    settled(net, images)
+    report = ta.quantize_(net, [images])
+    assert report.sqnr_db > 15
+    assert net(images).shape == (8, net.output.num_classes)
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
+def test_a_net_of_torchvision():
+    import torchvision
+
+    torch.manual_seed(0)
+    net = torchvision.models.resnet18(num_classes=10)
+    ta.convert_(net, ta.AdderConfig())
+    images = torch.randn(8, 3, 64, 64)
+    settled(net, images)
+    assert ta.quantize_(net, [images]).sqnr_db > 15
