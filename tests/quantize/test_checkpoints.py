@@ -132,7 +132,7 @@ def test_calibration_images_are_the_same_every_time_and_not_augmented(run_folder
 
 def test_gradients_pass_straight_through():
     grid = Grid(0.5, 2, 7)  # -1 .. 2.5 in steps of a half
-    x = torch.tensor([-3.0, -1.0, 0.2, 0.3, 2.5, 4.0], requires_grad=True)
+    x = torch.tensor([-3.0, -0.9, 0.2, 0.3, 2.4, 4.0], requires_grad=True)
     y = fake_input(x, grid)
     assert y.tolist() == [-1.0, -1.0, 0.0, 0.5, 2.5, 2.5]
     y.sum().backward()
@@ -176,9 +176,9 @@ def test_fake_layers_compute_what_the_integers_compute(config):
     assert torch.equal(net(images), float_logits)
 
 
-def test_fine_tuning_for_two_bits(run_folder):
-    """What two bits lose, an epoch with rounded numbers wins back."""
-    config = Int8Config(bits=2)
+def test_fine_tuning_for_integers(run_folder):
+    """What a shared range of four bits loses, an epoch with rounded numbers wins back."""
+    config = Int8Config(bits=4, clamp=False)
     checkpoint = QuantizedCheckpoint(run_folder, num_images=100)
     images, labels = checkpoint.images, checkpoint.labels()
     batches = checkpoint.calibration.batches
@@ -191,7 +191,8 @@ def test_fine_tuning_for_two_bits(run_folder):
     model = open_checkpoint(run_folder).model
     before = accuracy(model)
     names = list(model.state_dict())
-    task = Classification(model, num_classes=10, lr=0.02)
+    task = Classification(model, num_classes=10, lr=0.02, interval="step")
+    images.batch_size = 64
     callback = QuantizationAware(batches, config)
     with quiet():
         trainer = lightning.Trainer(
@@ -204,7 +205,7 @@ def test_fine_tuning_for_two_bits(run_folder):
     assert list(model.state_dict()) == names
     assert not any("forward" in vars(module) for module in model.modules())
     after = accuracy(model)
-    assert after > before + 0.02, (before, after)
+    assert after > before + 0.1, (before, after)
 
 
 def test_fine_tuning_is_for_one_process():
