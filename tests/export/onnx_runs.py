@@ -1,5 +1,7 @@
 """Running ONNX models, and what their rounding may be."""
 
+from pathlib import Path
+
 import numpy as np
 import onnxruntime
 import torch
@@ -32,3 +34,20 @@ def rounding_bound(num_additions, magnitude, dtype):
     u = torch.finfo(dtype).eps / 2
     m = num_additions + 1
     return m * u / (1 - m * u) * magnitude
+
+
+def grown_bytes(call):
+    """By how much the resident set was larger at its peak during a call than before it.
+
+    Linux keeps the peak, and forgets it when asked to.
+    """
+    status, forget = Path("/proc/self/status"), Path("/proc/self/clear_refs")
+    forget.write_text("5", encoding="ascii")
+    before = _kilobytes(status, "VmRSS")
+    call()
+    return 1024 * (_kilobytes(status, "VmHWM") - before)
+
+
+def _kilobytes(status, key):
+    (line,) = [line for line in status.read_text().splitlines() if line.startswith(f"{key}:")]
+    return int(line.split()[1])

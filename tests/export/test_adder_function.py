@@ -117,7 +117,7 @@ import sys
 import torch
 sys.path.insert(0, sys.argv[1])
 from export.test_adder_function import model_of, session
-from torchadder.bench.onnx_models import grown_bytes
+from export.onnx_runs import grown_bytes
 from torchadder.ops.geometry import make_geometry
 weight = torch.randn(64, 64, 3, 3)
 opened = session(model_of(weight, make_geometry((1, 1), (1, 1), (1, 1), 1)))
