@@ -82,10 +82,11 @@ def save(
     Args:
         model: any module. If it comes from `torchadder.models` or `torchadder.detection` and still
             has the layers its config says, the config is stored and `load` rebuilds it; the weights
-            of any other model, or of one that was converted or changed since, come back through `load_into`. Normalised
-            weights (`torchadder.awn`) are stored as the plain ones that `torchadder.awn.bake_`
-            would leave; the model stays as it is. An integer net (`torchadder.quantize_`) is
-            stored as its program, from which `load` makes it again without the float net.
+            of any other model, or of one that was converted or changed since, come back through
+            `load_into`. Normalised weights (`torchadder.awn`) are stored as the plain ones that
+            `torchadder.awn.bake_` would leave; the model stays as it is. An integer net
+            (`torchadder.quantize_`) is stored as its program, from which `load`
+            makes it again without the float net.
         path: a file name ending in ".safetensors", or a folder, for `model.safetensors` in it.
             Missing folders are made.
         metadata: JSON values to keep with the weights, such as class names.

@@ -12,6 +12,7 @@ from typing import Any
 from torch import nn
 
 from torchadder.quantize.calibration import Calibration as Calibration
+from torchadder.quantize.calibration import device_of
 from torchadder.quantize.config import Int8Config as Int8Config
 from torchadder.quantize.graph import QuantizationError as QuantizationError
 from torchadder.quantize.modules import Adder2dInt8 as Adder2dInt8
@@ -70,7 +71,10 @@ def quantize_(
         TypeError: If the batches are no tensors.
     """
     program, report = quantize(model, calibration_batches, config, mean=mean, std=std)
-    _become(model, program)
+    net = IntegerNet(program).to(device_of(model)).train(model.training)
+    model.__class__ = IntegerNet
+    vars(model).clear()
+    vars(model).update(vars(net))
     return report
 
 
@@ -87,11 +91,3 @@ def quantize(
     calibration = Calibration(model, calibration_batches, mean=mean, std=std)
     program, ranges = calibration.lower(config)
     return program, calibration.report(program, ranges)
-
-
-def _become(model: nn.Module, program: Program) -> None:
-    """Turns a module into the integer net of a program."""
-    net = IntegerNet(program)
-    model.__class__ = IntegerNet
-    vars(model).clear()
-    vars(model).update(vars(net))

@@ -114,11 +114,15 @@ class Calibration:
         return signal, noise
 
 
+def device_of(model: nn.Module) -> torch.device:
+    """Where a model's tensors are."""
+    anything = next(iter([*model.parameters(), *model.buffers()]), None)
+    return anything.device if anything is not None else torch.device("cpu")
+
+
 def _images(batches: Iterable[Any], model: nn.Module) -> list[Tensor]:
     """The images of all batches, on the model's device."""
-    anything = next(iter([*model.parameters(), *model.buffers()]), None)
-    device = anything.device if anything is not None else torch.device("cpu")
-    images = []
+    device, images = device_of(model), []
     for batch in [batches] if isinstance(batches, Tensor) else batches:
         first = batch[0] if isinstance(batch, tuple | list) and batch else batch
         if not isinstance(first, Tensor):

@@ -292,9 +292,10 @@ class _Lowering:
             self.steps.append(p.Affine(name, source.name, result.name, how))
 
     def _limits(self, step: Step, result: p.Value) -> tuple[int, int]:
+        """Smallest and largest integer that a step, or a group of its filters, makes."""
         if result.dtype == "int32":
             return (0, INT32[1]) if step.relu else INT32
-        levels = self.grids[self.root(result.name)].levels
+        levels = self.grids[self.root(step.output)].levels
         return (result.zero_point if step.relu else 0), levels
 
     def _layer(self, step: Step, name: str) -> None:
@@ -398,7 +399,7 @@ class _Lowering:
             constants = constants - residual.zero_point * residual_factor
         try:
             how = fixed_point(
-                factors / result.scale, constants, *self._part_limits(step, result), residual_factor
+                factors / result.scale, constants, *self._limits(step, result), residual_factor
             )
         except QuantizationError as error:
             raise QuantizationError(f"{step.name}: {error}") from None
@@ -433,12 +434,6 @@ class _Lowering:
                 beyond_weights,
             )
         )  # fmt: skip
-
-    def _part_limits(self, step: Step, result: p.Value) -> tuple[int, int]:
-        if result.dtype == "int32":
-            return (0, INT32[1]) if step.relu else INT32
-        levels = self.grids[self.root(step.output)].levels
-        return (result.zero_point if step.relu else 0), levels
 
     def _float_layer(self, step: Step, name: str) -> None:
         assert step.weight is not None
