@@ -1,9 +1,8 @@
 """What an adder detector costs beside its conv twin: ``python -m torchadder.bench.detection``.
 
 Training steps of the two are taken in turns in one process, so that what else the machine does hits
-both sides alike. On a machine that others keep busy the time of the processor says more than that of
-the clock, as long as one thread computes. The memory of inference is that of a fresh process for
-each.
+both sides alike. On a busy machine the time of the processor says more than that of the clock, as
+long as one thread computes. The memory of inference is that of a fresh process for each.
 """
 
 from __future__ import annotations
@@ -170,8 +169,8 @@ def main() -> None:
         f"{step['backbone']}, B+N, training step of {step['batch']} images of "
         f"{step['height']}x{step['width']}: {step['adder_ms']:.0f} ms, conv "
         f"{step['conv_ms']:.0f} ms, ratio {step['ratio']:.3f} (of the fastest "
-        f"{step['ratio_of_fastest']:.3f}); processor time {step['adder_processor_ms']:.0f} ms, conv "
-        f"{step['conv_processor_ms']:.0f} ms, ratio {step['processor_ratio']:.3f}"
+        f"{step['ratio_of_fastest']:.3f}); processor time {step['adder_processor_ms']:.0f} ms, "
+        f"conv {step['conv_processor_ms']:.0f} ms, ratio {step['processor_ratio']:.3f}"
     )
     if arguments.json:
         command = " ".join(["python -m torchadder.bench.detection", *sys.argv[1:]])
