@@ -60,6 +60,8 @@ def test_the_command(run_folder, tmp_path, capsys):
     assert "the file exists and is not overwritten" in capsys.readouterr().err
     assert cli.main(["quantize", str(output)]) == 2
     assert "computes with integers already" in capsys.readouterr().err
+    assert cli.main(["evaluate", str(output), "--robust"]) == 2
+    assert "has no gradients to attack it by" in capsys.readouterr().err
 
 
 def test_the_integer_net_is_written_beside_the_checkpoint(run_folder, capsys):

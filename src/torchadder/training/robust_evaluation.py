@@ -14,8 +14,10 @@ import torch
 from torch import Tensor, nn
 
 from torchadder.atomic import write_atomically
+from torchadder.checkpoint import CheckpointError
 from torchadder.data import DataError
 from torchadder.provenance import provenance
+from torchadder.quantize import IntegerNet
 from torchadder.report.robustness_figures import write_figures
 from torchadder.robustness import Normalised, RobustnessReport, evaluate
 from torchadder.robustness.evaluation import Progress
@@ -77,6 +79,10 @@ def open_target(
         DataError: If the images cannot be used, are too few, or do not fit a net.
     """
     net = open_checkpoint(checkpoint)
+    if isinstance(net.model, IntegerNet):
+        raise CheckpointError(
+            f"{net.path}: an integer net has no gradients to attack it by; attack its float net"
+        )
     source = None if transfer is None else open_checkpoint(transfer)
     if source is not None:
         _check_transfer(source, net)
