@@ -380,7 +380,7 @@ def test_resnet20(tmp_path):
 
 def test_the_bill_in_the_docs(lenet, tmp_path):
     report = ta.export.to_c(lenet, tmp_path / "digits")
-    docs = (Path(ta.__file__).parents[2] / "docs" / "export.md").read_text(encoding="utf-8")
+    docs = (Path(__file__).parents[2] / "docs" / "export.md").read_text(encoding="utf-8")
     printed = str(report).splitlines()
     adders = [line.rstrip() for line in printed if " adder " in line]
     (ram,) = [line for line in printed if line.startswith("RAM")]

@@ -6,10 +6,9 @@ from pathlib import Path
 
 import pytest
 
-import torchadder
 from torchadder.bench.onnx_models import measure, table
 
-ROOT = Path(torchadder.__file__).parents[2]
+ROOT = Path(__file__).parents[2]
 
 
 def test_the_docs_hold_the_measured_table():
