@@ -124,7 +124,9 @@ def test_long_epochs_are_kept_without_a_validation(tmp_path, monkeypatch):
     from torchadder.training import run
 
     keeper = run.BestAndLast
-    monkeypatch.setattr(run, "BestAndLast", lambda folder: keeper(folder, seconds=0.0))
+    monkeypatch.setattr(
+        run, "BestAndLast", lambda folder, monitor: keeper(folder, monitor, seconds=0.0)
+    )
     saved = Saved()
     rare = {"epochs": 3, "trainer.check_val_every": 3}
     fit(recipe("conv", **rare), output=tmp_path / "run", callbacks=[saved])
@@ -198,7 +200,7 @@ class KeepWeights(lightning.Callback):
 def test_the_flag_names_step_and_layer_and_keeps_the_weights(tmp_path, monkeypatch, what, message):
     from torchadder.training import run
 
-    monkeypatch.setattr(run, "NonFiniteGuard", lambda: NonFiniteGuard(deferred=True))
+    monkeypatch.setattr(run, "NonFiniteGuard", lambda **_: NonFiniteGuard(deferred=True))
     tasks = []
     build = run.build_task
 
@@ -224,7 +226,7 @@ def test_a_fused_run_is_the_same_up_to_rounding(tmp_path, monkeypatch):
     from torchadder.training import run
 
     want = fit(recipe("conv"), output=tmp_path / "plain")
-    monkeypatch.setattr(run, "NonFiniteGuard", lambda: NonFiniteGuard(deferred=True))
+    monkeypatch.setattr(run, "NonFiniteGuard", lambda **_: NonFiniteGuard(deferred=True))
     monkeypatch.setattr(Classification, "_is_fused", lambda self: True)
     got = fit(recipe("conv"), output=tmp_path / "fused")
     for name, value in weights(want.folder).items():
