@@ -1,8 +1,9 @@
 """Annotated images for detection, whatever they come from.
 
->>> from torchadder.data.detection import open_detection
->>> open_detection("digit-scenes").class_names[:3]
-['0', '1', '2']
+Examples:
+    >>> from torchadder.data.detection import open_detection
+    >>> open_detection("digit-scenes").class_names[:3]
+    ['0', '1', '2']
 
 `open_detection` finds out what a source is and checks its annotations; `divide` chooses the splits;
 `DetectionImages` are the items for a loader, `collate` makes a batch for torchvision's detectors,
