@@ -447,10 +447,11 @@ def test_reading_runs_no_code(tmp_path, monkeypatch):
     def refuse(*args, **kwargs):
         raise AssertionError("unpickled")
 
-    path = save(models.lenet5_bn(), tmp_path / "net.safetensors")
+    model = models.lenet5_bn()
+    path = save(model, tmp_path / "net.safetensors")
     monkeypatch.setattr(pickle, "Unpickler", refuse)
     monkeypatch.setattr(torch, "load", refuse)
-    load(path)
+    assert_same_state(load(path), model)
 
 
 def test_public_names():

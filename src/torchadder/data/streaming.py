@@ -350,7 +350,7 @@ def _table_on_hub(source: str, split: str) -> Any:
 
     try:
         return load_dataset(source, split=split)
-    except Exception as error:
+    except Exception as error:  # the hub's client raises a dozen unrelated types
         raise DataError(
             f"data.source={source!r}: split {split!r} cannot be had ({type(error).__name__})"
         ) from error

@@ -108,7 +108,7 @@ def trace(model: nn.Module, images: Tensor) -> FloatGraph:
             example = images[:2] if len(images) > 1 else images.repeat(2, 1, 1, 1)
             batch = torch.export.Dim("batch")
             program = torch.export.export(model, (example,), dynamic_shapes=({0: batch},))
-    except Exception as error:
+    except Exception as error:  # torch.export raises dozens of types, without a common base
         reason = str(error).strip().splitlines() or [type(error).__name__]
         raise QuantizationError(f"the net cannot be exported: {reason[0]}") from error
     module = program.module(check_guards=False)
