@@ -7,15 +7,12 @@ from __future__ import annotations
 
 import dataclasses
 import os
-import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import lightning
 import torch
-from lightning.fabric.utilities.exceptions import MisconfigurationException
 from torch import Tensor
 from torchvision.transforms.v2 import functional as vision
 
@@ -28,9 +25,9 @@ from torchadder.data.images import to_tensor
 from torchadder.detection import CocoAP, VocAP
 from torchadder.tasks.detection import Detection
 from torchadder.training.detection import data_of, sections_of
-from torchadder.training.environment import quiet, tf32_convolutions
 from torchadder.training.evaluation import weights_of
-from torchadder.training.recipe import DataConfig, DetectionConfig, RecipeError, check_keys
+from torchadder.training.recipe import DataConfig, DetectionConfig, check_keys
+from torchadder.training.validation import validate
 
 
 @dataclass
@@ -187,27 +184,9 @@ def evaluate_detector(
     """
     net = checkpoint if isinstance(checkpoint, TrainedDetector) else open_detector(checkpoint)
     opened = open_images_for(net, data, images, batch_size=batch_size)
-    before = torch.get_num_threads()
-    try:
-        if threads is not None:
-            torch.set_num_threads(threads)
-        with quiet(), tf32_convolutions(False):
-            task = Detection(net.model, truth=opened.val.split)
-            trainer = lightning.Trainer(
-                accelerator=accelerator,
-                devices=1,
-                logger=False,
-                enable_checkpointing=False,
-                enable_model_summary=False,
-                enable_progress_bar=False,
-            )
-            start = time.monotonic()
-            metrics = trainer.validate(task, opened.val_dataloader(), verbose=False)[0]
-            seconds = time.monotonic() - start
-    except MisconfigurationException as error:
-        raise RecipeError(f"trainer: {' '.join(str(error).split())}") from error
-    finally:
-        torch.set_num_threads(before)
+    task = Detection(net.model, truth=opened.val.split)
+    loader = opened.val_dataloader()
+    metrics, seconds = validate(task, loader, threads=threads, accelerator=accelerator)
     net.model.cpu().eval()
     sizes = [net.size_for(*size) for size in opened.val.split.sizes.tolist()]
     height, width = max(size[0] for size in sizes), max(size[1] for size in sizes)

@@ -6,15 +6,12 @@ How images must be prepared is read from the checkpoint, where training wrote it
 from __future__ import annotations
 
 import os
-import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import lightning
 import torch
-from lightning.fabric.utilities.exceptions import MisconfigurationException
 
 import torchadder
 from torchadder import energy
@@ -22,8 +19,8 @@ from torchadder.checkpoint import CheckpointError, read_info
 from torchadder.data import DataError, ImageData, Preprocess, decode
 from torchadder.data.sources import IMAGE_SUFFIXES
 from torchadder.tasks import Classification
-from torchadder.training.environment import quiet, tf32_convolutions
-from torchadder.training.recipe import DataConfig, RecipeError, check_keys
+from torchadder.training.recipe import DataConfig, check_keys
+from torchadder.training.validation import validate
 
 
 @dataclass
@@ -131,28 +128,10 @@ def evaluate(
     """
     net = open_checkpoint(checkpoint)
     images = images_for(net, data, batch_size=batch_size)
-    previous_threads = torch.get_num_threads()
-    try:
-        if threads is not None:
-            torch.set_num_threads(threads)
-        with quiet(), tf32_convolutions(False):
-            open_images(images, net)
-            task = Classification(net.model, num_classes=len(net.class_names))
-            trainer = lightning.Trainer(
-                accelerator=accelerator,
-                devices=1,
-                logger=False,
-                enable_checkpointing=False,
-                enable_model_summary=False,
-                enable_progress_bar=False,
-            )
-            start = time.monotonic()
-            metrics = trainer.validate(task, images.val_dataloader(), verbose=False)[0]
-            seconds = time.monotonic() - start
-    except MisconfigurationException as error:
-        raise RecipeError(f"trainer: {' '.join(str(error).split())}") from error
-    finally:
-        torch.set_num_threads(previous_threads)
+    open_images(images, net)
+    task = Classification(net.model, num_classes=len(net.class_names))
+    loader = images.val_dataloader()
+    metrics, seconds = validate(task, loader, threads=threads, accelerator=accelerator)
     cost = energy.count(net.model.cpu(), torch.zeros(1, *images.image_shape))
     return {
         "checkpoint": str(net.path),

@@ -1,0 +1,99 @@
+"""The section `distill`: defaults of the methods, and what does not fit."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+from torchadder.training.recipe.errors import RecipeError, require
+from torchadder.training.recipe.sections import DistillConfig
+
+_RAMP_KEYS = ("ramp", "ramp_epochs", "ramp_accuracy")
+_TEACHER_KEYS = (
+    "shared_init",
+    "teacher_model",
+    "teacher_kwargs",
+    "teacher_conv",
+    "teacher_checkpoint",
+)
+
+
+def complete(method: str, config: DistillConfig) -> DistillConfig:
+    """The section with the method's defaults filled in.
+
+    Args:
+        method: `Recipe.method`.
+        config: The section as it was written.
+
+    Raises:
+        RecipeError: On an unknown method, or a key that it does not know.
+    """
+    from torchadder.distill import registry
+
+    # Before there were other methods, files spelled PKKD's defaults out whatever their method.
+    spelled_out = registry.options_of("pkkd")
+    known: dict[str, Any] = {}
+    is_plain = method in ("supervised", "detection")
+    if not is_plain:
+        try:
+            known = registry.options_of(method)
+        except ValueError as error:
+            raise RecipeError(f"method: {error} (or 'supervised', 'detection')") from error
+    wants_teacher = not is_plain and registry.find_method(method).wants_teacher
+    shared = _TEACHER_KEYS if wants_teacher else ()
+    shared += _RAMP_KEYS if "alpha" in known else ()
+    filled = {}
+    for item in dataclasses.fields(config):
+        value = getattr(config, item.name)
+        if item.name in known:
+            filled[item.name] = known[item.name] if value is None else value
+        elif item.name in shared:
+            continue
+        elif value == item.default or value == spelled_out.get(item.name):
+            filled[item.name] = item.default
+        else:
+            owners = registry.methods_with(item.name)
+            if item.name in _RAMP_KEYS:
+                owners = registry.methods_with("alpha")
+            elif item.name in _TEACHER_KEYS:
+                owners = [name for name, each in registry.METHODS.items() if each.wants_teacher]
+            raise RecipeError(
+                f"distill.{item.name} = {value!r}: method {method} does not know this key; "
+                f"it is known to {', '.join(owners)}"
+            )
+    return dataclasses.replace(config, **filled)
+
+
+def check_distill(distill: DistillConfig, epochs: int) -> None:
+    """Refuses values out of range.
+
+    Args:
+        distill: The section, defaults filled in.
+        epochs: Epochs of the run.
+
+    Raises:
+        RecipeError: Naming the key.
+    """
+    for key in ("alpha", "beta"):
+        weight = getattr(distill, key)
+        is_weight = weight is None or 0 <= weight < float("inf")
+        require(is_weight, f"distill.{key}", weight, "a finite number of at least 0")
+    temperature, cycles, share = distill.temperature, distill.cycles, distill.ramp_accuracy
+    is_positive = temperature is None or temperature > 0
+    require(is_positive, "distill.temperature", temperature, "> 0")
+    fits = cycles is None or 2 <= cycles <= epochs
+    require(fits, "distill.cycles", cycles, f"2 .. epochs = {epochs}")
+    require(distill.ramp_epochs >= 1, "distill.ramp_epochs", distill.ramp_epochs, ">= 1")
+    require(0 < share <= 1, "distill.ramp_accuracy", share, "a share above 0, up to 1")
+    require(
+        distill.ramp != "teacher" or bool(distill.progressive),
+        "distill.ramp",
+        distill.ramp,
+        "none or epochs, because no teacher is trained",
+    )
+    require(
+        distill.progressive is not False or distill.teacher_checkpoint is not None,
+        "distill.teacher_checkpoint",
+        distill.teacher_checkpoint,
+        "a checkpoint, because distill.progressive is false: a fixed teacher must know something",
+    )
