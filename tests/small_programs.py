@@ -49,14 +49,14 @@ def layer(kind, name, source, result, weight, how, *, stride=1, padding=0, group
     )
 
 
-def program(steps, values, input=None, output=None, **about):
+def program(steps, values, input=None, outputs=None, **about):
     values = {value.name: value for value in values}
     first, *_, last = values
     C, H, W = values[first].shape
     return Program(
         input=input
         or Input(first, C, H, W, values[first].scale, values[first].zero_point, (0.5,), (0.25,)),
-        output=output or Output(last, values[last].shape[0], values[last].scale),
+        outputs=outputs or (Output(last, values[last].shape[0], values[last].scale),),
         steps=tuple(steps),
         values=values,
         **about,

@@ -27,6 +27,7 @@ from torchadder import awn
 from torchadder.atomic import write_atomically
 from torchadder.models.published import difference
 from torchadder.nn import AdderModule
+from torchadder.quantize.core import HasCore, integer_net
 from torchadder.quantize.net import IntegerNet
 from torchadder.quantize.program import Program
 
@@ -86,7 +87,7 @@ def save(
             `load_into`. Normalised weights (`torchadder.awn`) are stored as the plain ones that
             `torchadder.awn.bake_` would leave; the model stays as it is. An integer net
             (`torchadder.quantize_`) is stored as its program, from which `load`
-            makes it again without the float net.
+            makes it again without the float net; a detector around one with its config, too.
         path: a file name ending in ".safetensors", or a folder, for `model.safetensors` in it.
             Missing folders are made.
         metadata: JSON values to keep with the weights, such as class names.
@@ -102,12 +103,13 @@ def save(
     path = _file_of(Path(path))
     model = _uncompiled(model)
     program, values = None, awn.baked_state_dict(model)
-    if isinstance(model, IntegerNet):
-        program, values = model.program().to_dict()
+    integers = integer_net(model)
+    if integers is not None:
+        program, values = integers.program().to_dict()
     tensors, aliases = _storable(values)
     described = {
         "version": _FORMAT_VERSION,
-        "config": _config_of(model),
+        "config": _config_of(model) if integers is None else _config_around(model),
         "operators": _operators(model),
         "aliases": aliases,
         "checksum": _checksum(tensors),
@@ -147,20 +149,13 @@ def load(path_or_hub_id: str | os.PathLike[str], *, revision: str | None = None)
     path = _find(path_or_hub_id, revision)
     with _opened(path) as (info, tensors):
         if info.program is not None:
-            return _integer_net(info.program, tensors, path)
+            return _around(info.config, _integer_net(info.program, tensors, path), path).eval()
         if info.config is None:
             raise CheckpointError(
                 f"{path}: no config of a torchadder model inside; build the model and use "
                 "torchadder.checkpoint.load_into(model, path)"
             )
-        try:
-            # Initial values are drawn and overwritten: the caller's random numbers stay untouched.
-            with torch.random.fork_rng(devices=[]):
-                model = _build(info.config)
-        except (KeyError, TypeError, ValueError) as error:
-            raise CheckpointError(
-                f"{path}: cannot rebuild the model from its config: {_line(error)}"
-            ) from error
+        model = _rebuilt(info.config, path)
         state = {name: tensor.clone() for name, tensor in tensors.items()}
         _check_fit(model, state, info, path, same_operators=True)
         model.load_state_dict(state, assign=True)
@@ -196,7 +191,7 @@ def load_into(
     path = _find(path_or_hub_id, revision)
     model = _uncompiled(model)
     with _opened(path) as (info, tensors):
-        if info.program is not None or isinstance(model, IntegerNet):
+        if info.program is not None or integer_net(model) is not None:
             raise CheckpointError(
                 f"{path}: integer nets are made by torchadder.load, not loaded into a model"
             )
@@ -234,6 +229,40 @@ def _integer_net(
         return IntegerNet(Program.from_dict(program, values)).eval()
     except ValueError as error:
         raise CheckpointError(f"{path}: {_line(error)}") from error
+
+
+def _config_around(model: nn.Module) -> dict[str, Any] | None:
+    """Return the config of a detector around an integer net, None for the net alone."""
+    config, package = getattr(model, "config", None), getattr(model, "built_by", None)
+    return None if config is None else {"package": package, **config}
+
+
+def _around(config: Mapping[str, Any] | None, net: IntegerNet, path: Path) -> nn.Module:
+    """Return the model around an integer net that a config describes, or the net itself."""
+    if config is None:
+        return net
+    model = _rebuilt(config, path)
+    if not isinstance(model, HasCore):
+        raise CheckpointError(f"{path}: a {config['name']} cannot hold an integer net")
+    try:
+        model.use_integers_(net)
+    except (AttributeError, ValueError) as error:
+        raise CheckpointError(
+            f"{path}: the integer net is no detector's: {_line(error)}"
+        ) from error
+    return model
+
+
+def _rebuilt(config: Mapping[str, Any], path: Path) -> nn.Module:
+    """Return the model that a config describes, with initial values."""
+    try:
+        # Initial values are drawn and overwritten: the caller's random numbers stay untouched.
+        with torch.random.fork_rng(devices=[]):
+            return _build(config)
+    except (KeyError, TypeError, ValueError) as error:
+        raise CheckpointError(
+            f"{path}: cannot rebuild the model from its config: {_line(error)}"
+        ) from error
 
 
 def _storable(values: Mapping[str, Any]) -> tuple[dict[str, Tensor], dict[str, str]]:

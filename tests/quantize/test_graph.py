@@ -8,7 +8,7 @@ from torch.nn import functional as F
 import torchadder as ta
 from small_nets import odd_net, settled, small_resnet
 from torchadder.quantize import QuantizationError
-from torchadder.quantize.graph import trace
+from torchadder.quantize.tracing import trace
 from torchadder.quantize.ranges import collect, watch
 
 
@@ -33,7 +33,7 @@ def test_norms_relus_and_residuals_join_the_layers():
     scale = norm.weight / (norm.running_var + norm.eps).sqrt()
     assert torch.allclose(step.scale.float(), scale)
     assert torch.allclose(step.shift.float(), norm.bias - norm.running_mean * scale, atol=1e-5)
-    assert graph.shapes()[graph.output] == (5, 1, 1)
+    assert graph.shapes()[graph.outputs[0]] == (5, 1, 1)
     assert graph.shapes()[graph.input] == (3, 16, 16)
 
 
@@ -67,7 +67,7 @@ def test_the_steps_compute_what_the_net_computes(make):
             y = F.avg_pool2d(x, kernel, *(step.window or ((1, 1), (0, 0)))[:2])
         values[step.output] = y.relu() if step.relu else y
     want = net.double()(images.double())
-    assert torch.allclose(values[graph.output].flatten(1), want, atol=1e-5)
+    assert torch.allclose(values[graph.outputs[0]].flatten(1), want, atol=1e-5)
     shown = {}
     watch(trace(net.float(), images), [images], lambda n, v: shown.update({n: v.clone()}))
     assert set(shown) == set(values)
@@ -133,7 +133,8 @@ class Rows(nn.Module):
         (nn.BatchNorm2d(4, track_running_stats=False), "middle: a batch norm without running"),
         (nn.Conv2d(4, 4, 3, padding="same"), "middle: padding must be given in numbers"),
         (nn.LeakyReLU(), r"middle: aten.leaky_relu cannot be done in integers"),
-        (nn.Upsample(scale_factor=2), "middle: aten.upsample"),
+        (nn.Upsample(scale_factor=2, mode="bilinear"), "middle: aten.upsample_bilinear2d cannot"),
+        (nn.Upsample(12), "middle: enlarging 8x8 to 12x12 is no whole factor"),
         (Scaled(), "middle: an addition with a factor"),
         (Broadcast(), "middle: an addition of unequal shapes"),
         (Constant(), "middle: "),
@@ -148,14 +149,26 @@ def test_what_integers_cannot_do_is_refused_by_name(middle, message):
     assert "\n" not in str(error.value)
 
 
-class Two(nn.Module):
+class Returns(nn.Module):
+    def __init__(self, what):
+        super().__init__()
+        self.conv = nn.Conv2d(2, 4, 3)
+        self.what = what
+
     def forward(self, x):
-        return x.relu(), x
+        return self.what(self.conv(x))
 
 
-def test_more_than_one_output_is_refused():
-    with pytest.raises(QuantizationError, match="more than one output"):
-        trace(Two().eval(), torch.randn(2, 2, 8, 8))
+@pytest.mark.parametrize(
+    ("what", "message"),
+    [
+        (lambda y: (y, 3), "the net returns 3, which no image decides"),
+        (lambda y: F.avg_pool2d(y, 6).flatten(2), r"shape \(.*, 4, 1\), wanted \(N, classes\) or"),
+    ],
+)
+def test_outputs_that_are_no_images_or_logits_are_refused(what, message):
+    with pytest.raises(QuantizationError, match=message):
+        trace(Returns(what).eval(), torch.randn(2, 2, 8, 8))
 
 
 @pytest.mark.slow

@@ -196,7 +196,7 @@ def test_a_layer_in_float_reads_and_makes_bytes():
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda d: d.update(version=99), "of format 99, this version reads 1"),
+        (lambda d: d.update(version=99), "of format 99, this version reads 1 to 2"),
         (lambda d: d.pop("values"), "a damaged integer program: 'values'"),
         (lambda d: d["steps"][0].update(op="dance"), "a damaged integer program: 'dance'"),
         (lambda d: d["steps"][0].update(input="nothing"), "reads nothing before it is made"),
@@ -207,7 +207,7 @@ def test_a_layer_in_float_reads_and_makes_bytes():
         (lambda d: d["values"][4].update(shape=[8, 4, 5]), r"body.requantise1: makes \(8, 4, 4\)"),
         (lambda d: d["steps"][0]["requantisation"].update(shift=63), "shift must be within"),
         (lambda d: d["steps"][0]["requantisation"].update(high=256), "no range of uint8 values"),
-        (lambda d: d["output"].update(num_classes=9), r"the output is int32 \(10, 1, 1\)"),
+        (lambda d: d["outputs"][0].update(num_classes=9), r"the output is int32 \(10, 1, 1\)"),
         (lambda d: d["steps"][1].update(name="stem.conv"), "steps share a name"),
         (lambda d: d["steps"][1].update(output="stem"), "two steps make one value"),
         (lambda d: d["steps"][7].update(residual="left"), r"add: adds \(5, 4, 4\) to \(8, 4, 4\)"),

@@ -1,4 +1,4 @@
-"""`torchadder quantize`: a trained net in integers, its accuracy beside the float net's."""
+"""`torchadder quantize`: a trained net or detector in integers, its accuracy beside the float's."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from torchadder.cli import UserError
 if TYPE_CHECKING:
     from jsonargparse import ArgumentParser
 
+    from torchadder.training.detector_quantization import Precision, QuantizedDetections
     from torchadder.training.quantization import Accuracy, Quantized
 
 # Of the data recorded at training time, what may be replaced on the command line.
@@ -38,7 +39,11 @@ def add_arguments(parser: ArgumentParser) -> None:
     )
     parser.add_argument("--first", type=str, default="int8", help="First layer: int8 or float.")
     parser.add_argument("--last", type=str, default="int8", help="Last layer: int8 or float.")
-    parser.add_argument("--images", type=int, default=500, help="Training images to calibrate on.")
+    parser.add_argument(
+        "--images",
+        type=int | None,
+        help="Training images to calibrate on (default: 500; detectors: 100).",
+    )
     parser.add_argument("--report", type=str | None, help="Also write the layers to this CSV file.")
     parser.add_argument(
         "--table",
@@ -52,7 +57,11 @@ def add_arguments(parser: ArgumentParser) -> None:
     parser.add_argument("--data.label_column", type=str | None, help="Column of the labels.")
     parser.add_argument("--data.val_split", type=str | None, help="Split to evaluate on.")
     parser.add_argument("--data.val_fraction", type=float | None, help="Part to hold out.")
-    parser.add_argument("--batch_size", type=int, default=250, help="Images per batch.")
+    parser.add_argument(
+        "--batch_size",
+        type=int | None,
+        help="Images per batch (default: 250; detectors: as in training).",
+    )
     parser.add_argument("--threads", type=int | None, help="Threads of torch on the CPU.")
 
 
@@ -66,22 +75,16 @@ def run(args: Any) -> None:
     from torchadder.quantize import Int8Config
 
     config = Int8Config(**{name: args[name] for name in _CONFIG_OPTIONS})
-    if args.batch_size < 1:
+    if args.batch_size is not None and args.batch_size < 1:
         raise UserError(f"--batch_size = {args.batch_size}: at least 1 is wanted")
     import torch
 
     from torchadder.training.evaluation import weights_of
-    from torchadder.training.quantization import QuantizedCheckpoint
 
     if args.threads is not None:
         torch.set_num_threads(args.threads)
     output = None if args.table else _output(args.output, weights_of(args.checkpoint))
-    net = QuantizedCheckpoint(
-        args.checkpoint,
-        {key: args.data[key] for key in _DATA_OPTIONS if args.data[key] is not None},
-        num_images=args.images,
-        batch_size=args.batch_size,
-    )
+    net = _opened(args)
     if output is None:
         from torchadder.training.quantization_table import write_table
 
@@ -97,6 +100,22 @@ def run(args: Any) -> None:
     _show(result)
 
 
+def _opened(args: Any) -> Any:
+    """The checkpoint with its images."""
+    from torchadder.training.evaluation import is_detector
+
+    data = {key: args.data[key] for key in _DATA_OPTIONS if args.data[key] is not None}
+    sizes = {"num_images": args.images, "batch_size": args.batch_size}
+    given = {name: value for name, value in sizes.items() if value is not None}
+    if is_detector(args.checkpoint):
+        from torchadder.training.detector_quantization import QuantizedDetector
+
+        return QuantizedDetector(args.checkpoint, data, **given)
+    from torchadder.training.quantization import QuantizedCheckpoint
+
+    return QuantizedCheckpoint(args.checkpoint, data, **given)
+
+
 def _output(given: str | None, checkpoint: Path) -> Path:
     """Where the integer net goes; nothing is overwritten."""
     path = Path(given) if given else checkpoint.with_name(f"{checkpoint.stem}-int8.safetensors")
@@ -105,22 +124,39 @@ def _output(given: str | None, checkpoint: Path) -> Path:
     return path
 
 
-def _show(result: Quantized) -> None:
+def _show(result: Quantized | QuantizedDetections) -> None:
+    from torchadder.training.quantization import Quantized
+
     print(result.report)
     print()
-    lines = {
-        "float32": f"{100 * result.float_accuracy:.2f} % of {result.num_images:,} images",
-        "integers": f"{100 * result.accuracy:.2f} %",
-        "same class": f"{100 * result.agreement:.2f} %",
-        "checkpoint": result.path,
-    }
-    for name, value in lines.items():
+    if isinstance(result, Quantized):
+        lines = {
+            "float32": f"{100 * result.float_accuracy:.2f} % of {result.num_images:,} images",
+            "integers": f"{100 * result.accuracy:.2f} %",
+            "same class": f"{100 * result.agreement:.2f} %",
+        }
+    else:
+        lines = {
+            "float32": f"{_precision(result.float_figures)}, {result.num_images:,} images",
+            "integers": _precision(result.figures),
+        }
+    for name, value in (lines | {"checkpoint": result.path}).items():
         print(f"{name:<12}{value}")
 
 
-def _line(row: Accuracy) -> str:
+def _line(row: Accuracy | Precision) -> str:
     noise = "" if row.sqnr_db is None else f"  logits {row.sqnr_db:5.1f} dB"
-    return f"{row.scheme:<28}{row.bits:>3} bit  {100 * row.accuracy:6.2f} %{noise}"
+    accuracy = getattr(row, "accuracy", None)
+    figure = _precision(row) if accuracy is None else f"{100 * accuracy:6.2f} %"
+    return f"{row.scheme:<28}{row.bits:>3} bit  {figure}{noise}"
+
+
+def _precision(figures: Any) -> str:
+    """AP and AP50 of a detector; a dash where no object defines them."""
+    shares = (("AP", figures.ap), ("AP50", figures.ap50))
+    return ", ".join(
+        f"{name} {'-' if share is None else f'{100 * share:.2f} %'}" for name, share in shares
+    )
 
 
 def _underscored(word: str) -> str:

@@ -13,6 +13,7 @@ from torchvision.models.detection import FasterRCNN
 
 from torchadder import energy
 from torchadder.models.classifier import positive_int
+from torchadder.quantize import IntegerNet
 
 
 def count_operations(
@@ -25,7 +26,7 @@ def count_operations(
     under `torch.device("meta")` will do.
 
     Args:
-        detector: a detector of this package.
+        detector: a detector of this package, in float or quantised.
         height: H of the image.
         width: W of the image.
         num_proposals: how many proposals Faster R-CNN looks at.
@@ -41,6 +42,10 @@ def count_operations(
     positive_int("width", width)
     positive_int("num_proposals", num_proposals)
     name: str = detector.config["name"]
+    integers = getattr(detector, "integers", None)
+    if integers is not None:
+        net = IntegerNet(integers.program().resized(height, width))
+        return replace(energy.count(net, (1, 3, height, width), **options), model=name)
     pyramid = detector.backbone
     levels = [
         (1, pyramid.out_channels, -(-height >> int(level[1:])), -(-width >> int(level[1:])))

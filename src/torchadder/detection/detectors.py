@@ -15,6 +15,7 @@ from torchvision.models import detection as torchvision_detection
 from torchvision.models.detection.transform import GeneralizedRCNNTransform
 
 from torchadder.detection.backbone import ResNetBackbone
+from torchadder.detection.integers import HasDenseMaps, HasTwoStages
 from torchadder.detection.necks import FPN
 from torchadder.detection.weights import LoadedBackbone
 
@@ -56,15 +57,15 @@ class Detector:
     num_classes: int
 
 
-class FCOS(Detector, torchvision_detection.FCOS):
+class FCOS(HasDenseMaps, Detector, torchvision_detection.FCOS):
     """torchvision's FCOS; see `torchadder.detection.fcos`."""
 
 
-class RetinaNet(Detector, torchvision_detection.RetinaNet):
+class RetinaNet(HasDenseMaps, Detector, torchvision_detection.RetinaNet):
     """torchvision's RetinaNet; see `torchadder.detection.retinanet`."""
 
 
-class FasterRCNN(Detector, torchvision_detection.FasterRCNN):
+class FasterRCNN(HasTwoStages, Detector, torchvision_detection.FasterRCNN):
     """torchvision's Faster R-CNN with labels from 0; see `torchadder.detection.faster_rcnn`."""
 
     def forward(self, images: list[Tensor], targets: list[dict[str, Tensor]] | None = None) -> Any:

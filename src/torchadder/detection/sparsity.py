@@ -27,7 +27,7 @@ def feature_sparsity(model: Any, images: Sequence[Tensor]) -> dict[str, float]:
         Shares from 0 to 1: "c3" to "c5" (from "c2" for Faster R-CNN), "p3" to "p5".
 
     Raises:
-        TypeError: if the model has no backbone with a neck.
+        TypeError: if the model has no backbone with a neck, or was quantised.
         ValueError: if there are no images.
     """
     if not len(images):
@@ -72,6 +72,8 @@ def _levels(
         raise TypeError(
             f"model must be a detector of torchadder.detection, got {type(model).__name__}"
         )
+    if getattr(model, "integers", None) is not None:
+        raise TypeError("the maps of a quantised detector are integers; measure the float one")
     device = next(pyramid.parameters()).device
     with torch.no_grad(), _evaluating(model):
         batch, _ = model.transform([image.to(device) for image in images])

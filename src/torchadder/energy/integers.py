@@ -26,17 +26,19 @@ def program_operations(
     Args:
         program: The integer net.
         batch: Number of images.
-        include_elementwise: Whether to count pooling, too: an addition or comparison for each
-            pixel of a window but one.
+        include_elementwise: Whether to count pooling, too, an addition or comparison for each
+            pixel of a window but one, and group norms, which are float32.
     """
     for step in program.steps:
         value = program.values[step.output]
         shape = (batch, *value.shape)
         num_outputs = prod(shape)
-        weight_bytes = 0
+        weight_bytes = filter_bytes = 0
         if isinstance(step, p.Layer | p.FloatLayer):
             taps = num_outputs * prod(step.weight.shape[1:])
-            weight_bytes = step.weight.numel() * step.weight.element_size()
+            # A layer that is used several times is read each time and held once.
+            filter_bytes = step.weight.numel() * step.weight.element_size()
+            weight_bytes = filter_bytes if step.shared is None else 0
             products = isinstance(step, p.FloatLayer) or step.kind == "conv"
             dtype = torch.float32 if isinstance(step, p.FloatLayer) else torch.uint8
             yield Operations(
@@ -47,13 +49,19 @@ def program_operations(
         elif isinstance(step, p.MaxPool | p.AvgPool) and include_elementwise:
             num_add = num_outputs * (prod(step.kernel) - 1)
             yield Operations(step.name, step.op, shape, torch.uint8, num_add=num_add)
+        elif isinstance(step, p.GroupNorm) and include_elementwise:
+            # In float, as `torchadder.energy.formulas` counts it there.
+            yield Operations(
+                step.name, step.op, shape, torch.float32,
+                num_mul=2 * num_outputs, num_add=4 * num_outputs,
+            )  # fmt: skip
         if isinstance(step, p.Layer | p.Add | p.Affine | p.AvgPool):
             adds = isinstance(step, p.Add) or (isinstance(step, p.Layer) and bool(step.residual))
             residuals = num_outputs if adds else 0
             yield requantise(step.name, shape, torch.uint8, num_outputs, residuals)
         if not isinstance(step, p.Flatten):
             read = sum(_bytes(program.values[name], batch) for name in step.inputs)
-            moved = read + weight_bytes + _bytes(value, batch)
+            moved = read + filter_bytes + _bytes(value, batch)
             yield Operations(step.name, MEMORY, shape, torch.uint8, num_moved=moved)
 
 

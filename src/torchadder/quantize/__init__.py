@@ -1,7 +1,8 @@
 """Integer nets from trained ones: `torchadder.quantize_`.
 
-`graph` writes a float net down as steps, `ranges` finds the ranges of its values, `lowering` makes
-integers of both: a `Program`, which `interpreter` explains and `net` and `modules` run fast.
+`tracing` writes a float net down as steps (`graph`), `ranges` finds the ranges of its values,
+`lowering` makes integers of both: a `Program`, which `interpreter` explains and `net` and `modules`
+run fast. `core` says what a model has to offer of which only a part becomes integers.
 """
 
 from __future__ import annotations
@@ -14,6 +15,8 @@ from torch import nn
 from torchadder.quantize.calibration import Calibration as Calibration
 from torchadder.quantize.calibration import device_of
 from torchadder.quantize.config import Int8Config as Int8Config
+from torchadder.quantize.core import HasCore as HasCore
+from torchadder.quantize.core import integer_net as integer_net
 from torchadder.quantize.graph import QuantizationError as QuantizationError
 from torchadder.quantize.modules import Adder2dInt8 as Adder2dInt8
 from torchadder.quantize.modules import Conv2dInt8 as Conv2dInt8
@@ -26,12 +29,14 @@ __all__ = [
     "Adder2dInt8",
     "Calibration",
     "Conv2dInt8",
+    "HasCore",
     "Int8Config",
     "IntegerNet",
     "LayerReport",
     "Program",
     "QuantizationError",
     "QuantizationReport",
+    "integer_net",
     "quantize",
     "quantize_",
 ]
@@ -47,16 +52,21 @@ def quantize_(
 ) -> QuantizationReport:
     """Makes an integer net of a trained model, in place: afterwards it is an `IntegerNet`.
 
+    A detector stays the detector that it is, and backbone, neck and head become the integer net.
+
     Post-training: the calibration images go through the float net, twice for the ranges of its
     values and once more to be compared. The result is a function of the model and the images alone.
     `-sum |x - w|` of reals is `scale` times `-sum |x_q - w_q|` of integers if x and w have one
     scale and zero point (arXiv 2101.10015); see docs/int8.md for what is shared with whom.
 
     Args:
-        model: Images (N, C, H, W) to logits, in evaluation mode: adder layers, convolutions, linear
-            layers, batch norms, ReLU, residual additions, pooling, flattening.
+        model: Images (N, C, H, W) to logits or maps, in evaluation mode: adder layers,
+            convolutions, linear layers, batch norms, group norms, ReLU, residual additions,
+            pooling, enlarging, flattening. Or a detector, `fcos` or `retinanet` of
+            `torchadder.detection`.
         calibration_batches: Images as the model takes them: tensors, or tuples or lists that begin
-            with one, such as a data loader gives. A few hundred images are plenty.
+            with one, such as a data loader gives; for a detector images (3, H, W) or lists of them,
+            of any sizes. A few hundred images are plenty.
         config: What to choose; 8 bits by default.
         mean: Of each channel, what the images were normalised with, for exports; pixels in 0..1.
         std: Likewise.
@@ -72,6 +82,9 @@ def quantize_(
     """
     program, report = quantize(model, calibration_batches, config, mean=mean, std=std)
     net = IntegerNet(program).to(device_of(model)).train(model.training)
+    if isinstance(model, HasCore):
+        model.use_integers_(net)
+        return report
     model.__class__ = IntegerNet
     vars(model).clear()
     vars(model).update(vars(net))

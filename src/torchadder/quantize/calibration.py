@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from torchadder.quantize import sharing
 from torchadder.quantize.config import Int8Config
-from torchadder.quantize.graph import QuantizationError, Step, trace
+from torchadder.quantize.core import HasCore, integer_net
+from torchadder.quantize.graph import FloatGraph, QuantizationError
 from torchadder.quantize.lowering import LayerRange, lower
 from torchadder.quantize.net import IntegerNet
 from torchadder.quantize.program import Program, weight_bytes
 from torchadder.quantize.ranges import collect, watch
 from torchadder.quantize.report import LayerReport, QuantizationReport, decibels
+from torchadder.quantize.tracing import trace
 
 
 class Calibration:
@@ -23,8 +26,9 @@ class Calibration:
     One calibration serves integer nets of any width and scheme.
 
     Args:
-        model: The net, in evaluation mode.
-        batches: Images as the model takes them: tensors, or tuples or lists that begin with one.
+        model: The net, or a model around one (`torchadder.quantize.core`), in evaluation mode.
+        batches: Images as the model takes them: tensors, or tuples or lists that begin with one;
+            for a detector images (3, H, W), or lists of them, of any sizes.
         mean: Of each channel, what the images were normalised with, for exports; pixels in 0..1.
         std: Likewise.
 
@@ -42,13 +46,20 @@ class Calibration:
         mean: Sequence[float] | None = None,
         std: Sequence[float] | None = None,
     ) -> None:
-        if isinstance(model, IntegerNet):
+        if integer_net(model) is not None:
             raise QuantizationError("the net computes with integers already")
         if hasattr(model, "_orig_mod"):
             raise QuantizationError("the net is compiled: quantise it before torch.compile")
+        if model.training:
+            raise QuantizationError("the net is in training mode: call model.eval() first")
+        core = model
+        if isinstance(model, HasCore):
+            core = model.integer_core().eval()
+            batches = (model.core_images(batch) for batch in batches)
         self.batches = _images(batches, model)
-        self.graph = trace(model, self.batches[0])
-        self.histograms = collect(self.graph, self.batches)
+        self.graph = trace(core, self.batches[0])
+        _check_sizes(self.batches, self.graph)
+        self.histograms = collect(self.graph, self.batches, sharing.find(self.graph).alike)
         self.mean = None if mean is None else tuple(mean)
         self.std = None if std is None else tuple(std)
 
@@ -75,22 +86,34 @@ class Calibration:
                 zero_point=one.grid.zero_point,
                 clipped=one.clipped,
                 clipped_weights=one.clipped_weights,
-                sqnr_db=decibels(signal[one.output], noise[one.output]),
+                sqnr_db=_decibels(one.outputs, signal, noise),
             )
             for one in ranges
         ]
-        result = program.output.name
         return QuantizationReport(
             layers=rows,
             num_images=sum(map(len, self.batches)),
-            sqnr_db=decibels(signal[result], noise[result]),
+            sqnr_db=_decibels([output.name for output in program.outputs], signal, noise),
+            float_layers=program.float_layers,
             weight_bytes=weight_bytes(program.steps),
-            float_weight_bytes=sum(_float_bytes(step) for step in self.graph.steps),
+            float_weight_bytes=self.float_weight_bytes,
         )
+
+    @property
+    def float_weight_bytes(self) -> int:
+        """Bytes of all filters in float32, those of a layer that is used several times once."""
+        weights = {
+            step.parameter or step.output: step.weight.numel()
+            for step in self.graph.steps
+            if step.weight is not None
+        }
+        return 4 * sum(weights.values())
 
     def _compare(self, program: Program) -> tuple[dict[str, float], dict[str, float]]:
         """Sums of the squares of every value, and of its error."""
         net = IntegerNet(program)
+        ends = zip(program.outputs, self.graph.outputs, strict=True)
+        float_names = {output.name: name for output, name in ends}
         signal: dict[str, float] = {}
         noise: dict[str, float] = {}
         for images in self.batches:
@@ -101,7 +124,7 @@ class Calibration:
 
             watch(self.graph, [images], keep)
             for name, integers in net.each_value(images.cpu()):
-                wanted = floats.get(self.graph.output if name == program.output.name else name)
+                wanted = floats.get(float_names.get(name, name))
                 if wanted is None:
                     continue
                 value = program.values[name]
@@ -136,11 +159,18 @@ def _images(batches: Iterable[Any], model: nn.Module) -> list[Tensor]:
             images.append(first.to(device))
     if not images:
         raise QuantizationError("calibration: no images")
-    shapes = {tuple(batch.shape[1:]) for batch in images}
-    if len(shapes) > 1:
-        raise QuantizationError(f"calibration: images of unequal sizes: {sorted(shapes)}")
     return images
 
 
-def _float_bytes(step: Step) -> int:
-    return 0 if step.weight is None else 4 * step.weight.numel()
+def _check_sizes(batches: Sequence[Tensor], graph: FloatGraph) -> None:
+    shapes = sorted({tuple(batch.shape[1:]) for batch in batches})
+    if len(shapes) > 1 and not graph.takes_any_size:
+        raise QuantizationError(f"calibration: images of unequal sizes: {shapes}")
+
+
+def _decibels(
+    values: Iterable[str], signal: Mapping[str, float], noise: Mapping[str, float]
+) -> float:
+    """Of several values together."""
+    values = list(values)
+    return decibels(sum(signal[value] for value in values), sum(noise[value] for value in values))

@@ -2,25 +2,31 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
+from torch import Tensor
 
 from torchadder.ops.geometry import output_size
 from torchadder.quantize.steps import (
+    MAX_NORM_TERMS,
+    NORM_LIMIT,
     Add,
     AvgPool,
     Concat,
     Flatten,
     FloatLayer,
+    GroupNorm,
     Layer,
     MaxPool,
     Pair,
     Requantisation,
     Shape,
     Step,
+    Upsample,
     Value,
 )
 
@@ -34,7 +40,7 @@ _MAX_PRODUCT = 2**61
 
 def check(program: Program) -> None:
     """Raises ValueError unless the steps fit together."""
-    values, source, result = program.values, program.input, program.output
+    values, source = program.values, program.input
     _want(len({step.name for step in program.steps}) == len(program.steps), "steps share a name")
     made = [source.name, *(step.output for step in program.steps)]
     _want(len(set(made)) == len(made), "two steps make one value")
@@ -55,38 +61,96 @@ def check(program: Program) -> None:
         (first.scale, first.zero_point) == (source.scale, source.zero_point),
         "the images and their value differ in scale or zero point",
     )
-    ready = {source.name}
+    makers: dict[str, Step] = {}
+    steps: dict[str, Step] = {}
     for step in program.steps:
         for name in step.inputs:
-            _want(name in ready, f"{step.name}: reads {name} before it is made")
+            _want(
+                name in makers or name == source.name,
+                f"{step.name}: reads {name} before it is made",
+            )
         _check_step(step, values)
-        ready.add(step.output)
-    _want(result.name in values, f"nothing makes the output {result.name}")
-    last = values[result.name]
-    _want(
-        last.shape == (result.num_classes, 1, 1) and last.dtype in ("int32", "float32"),
-        f"the output is {last.dtype} {last.shape}, wanted int32 ({result.num_classes}, 1, 1)",
-    )
+        if isinstance(step, GroupNorm):
+            _check_norm(step, values, makers.get(step.input))
+        if isinstance(step, Layer | FloatLayer | GroupNorm) and step.shared is not None:
+            _want(step.shared in steps, f"{step.name}: there is no step {step.shared} before it")
+            _check_shared(step, steps[step.shared], values)
+        makers[step.output] = steps[step.name] = step
+    _want(len(program.outputs) > 0, "there is no output")
+    for result in program.outputs:
+        _want(result.name in values, f"nothing makes the output {result.name}")
+        last = values[result.name]
+        H, W = last.shape[1:] if result.is_map else (1, 1)
+        _want(
+            last.shape == (result.num_classes, H, W) and last.dtype in ("int32", "float32"),
+            f"the output is {last.dtype} {last.shape}, wanted int32 ({result.num_classes}, {H}, "
+            f"{W})",
+        )
 
 
 def _check_step(step: Step, values: Mapping[str, Value]) -> None:
     inputs, output = [values[name] for name in step.inputs], values[step.output]
+    beside = {FloatLayer: "float32", GroupNorm: "int32"}.get(type(step))
     for value in inputs:
-        allowed = ("uint8", "float32") if isinstance(step, FloatLayer) else ("uint8",)
-        _want(value.dtype in allowed, f"{step.name}: reads {value.dtype} values")
+        _want(value.dtype in ("uint8", beside), f"{step.name}: reads {value.dtype} values")
     shape = output_shape(step, [value.shape for value in inputs])
     _want(shape == output.shape, f"{step.name}: makes {shape}, its value is {output.shape}")
-    if isinstance(step, MaxPool | Flatten | Concat):
+    if isinstance(step, MaxPool | Upsample | Flatten | Concat):
         for value in inputs:
             _want(
                 (value.scale, value.zero_point) == (output.scale, output.zero_point),
                 f"{step.name}: scale and zero point of {value.name} and {output.name} differ",
             )
-    elif not isinstance(step, FloatLayer):
+    elif not isinstance(step, FloatLayer | GroupNorm):
         _check_requantisation(step.name, step.requantisation, output)
     if isinstance(step, Layer):
         wanted = torch.uint8 if step.kind == "adder" else torch.int8
         _want(step.weight.dtype == wanted, f"{step.name}: the weight is {step.weight.dtype}")
+
+
+def _check_norm(step: GroupNorm, values: Mapping[str, Value], maker: Step | None) -> None:
+    (C, H, W), output = values[step.input].shape, values[step.output]
+    for field, tensor in (("weight", step.weight), ("bias", step.bias)):
+        _want(
+            tensor.dtype == torch.float32 and tuple(tensor.shape) == (C,),
+            f"{step.name}: {field} is {tensor.dtype} {tuple(tensor.shape)}, wanted float32 ({C},)",
+        )
+    _want(
+        step.num_groups > 0 and C % step.num_groups == 0,
+        f"{step.name}: {C} channels in {step.num_groups} groups",
+    )
+    terms = C // step.num_groups * H * W
+    _want(terms <= MAX_NORM_TERMS, f"{step.name}: statistics of {terms} numbers may overflow")
+    _want(
+        output.dtype == "uint8" and 0 <= step.low <= step.high <= 255,
+        f"{step.name}: {step.low} .. {step.high} is no range of {output.dtype} values",
+    )
+    if values[step.input].dtype == "int32":
+        how = getattr(maker, "requantisation", None)
+        bounded = how is not None and -NORM_LIMIT <= how.low <= how.high <= NORM_LIMIT
+        _want(bounded, f"{step.name}: reads numbers beyond {NORM_LIMIT}")
+
+
+def _check_shared(step: Step, first: Step, values: Mapping[str, Value]) -> None:
+    """Raises ValueError unless a step is another use of the layer of an earlier one."""
+    differ = type(step) is not type(first) or getattr(first, "shared", None) is not None
+    for field in () if differ else dataclasses.fields(step):
+        one, two = getattr(step, field.name), getattr(first, field.name)
+        if field.name == "residual":
+            differ |= one is not None or two is not None
+        elif field.name in ("input", "output"):
+            one, two = (dataclasses.replace(values[name], name="", shape=()) for name in (one, two))
+            differ |= one != two
+        elif field.name not in ("name", "shared"):
+            differ |= not _equal(one, two)
+    _want(not differ, f"{step.name}: is no other use of {getattr(step, 'shared', None)}")
+
+
+def _equal(one: Any, two: Any) -> bool:
+    if isinstance(one, Requantisation):
+        pairs = ((getattr(one, f.name), getattr(two, f.name)) for f in dataclasses.fields(one))
+        return all(_equal(*pair) for pair in pairs)
+    return one is two or (torch.equal(one, two) if isinstance(one, Tensor) else one == two)
 
 
 def _check_requantisation(name: str, how: Requantisation, output: Value) -> None:
@@ -130,6 +194,9 @@ def output_shape(step: Step, shapes: list[Shape]) -> Shape:
         return (C, *windows)
     elif isinstance(step, AvgPool):
         return (C, *_windows(step.name, H, W, step.kernel, step.stride, step.padding, (1, 1)))
+    elif isinstance(step, Upsample):
+        _want(min(step.factor) > 0, f"{step.name}: enlarges by {step.factor}")
+        return (C, H * step.factor[0], W * step.factor[1])
     elif isinstance(step, Flatten):
         return (C * H * W, 1, 1)
     elif isinstance(step, Concat):

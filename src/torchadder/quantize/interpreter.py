@@ -56,6 +56,15 @@ def logits(program: p.Program, images: Tensor) -> Tensor:
     return run(program, images)[program.output.name].flatten(1)
 
 
+def outputs(program: p.Program, images: Tensor) -> tuple[Tensor, ...]:
+    """What a program makes of images, integers; arguments as of `run`."""
+    values = run(program, images)
+    return tuple(
+        values[output.name] if output.is_map else values[output.name].flatten(1)
+        for output in program.outputs
+    )
+
+
 @functools.singledispatch
 def compute(step: p.Step, inputs: list[Tensor], values: list[p.Value]) -> Tensor:
     """One step.
@@ -111,6 +120,27 @@ def _(step: p.AvgPool, inputs: list[Tensor], values: list[p.Value]) -> Tensor:
     padded = F.pad(inputs[0].to(torch.int64), (pw, pw, ph, ph), value=values[0].zero_point)
     windows = padded.unfold(2, height, step.stride[0]).unfold(3, width, step.stride[1])
     return _requantise(windows.sum((4, 5)), step.requantisation, values[-1])
+
+
+@compute.register
+def _(step: p.Upsample, inputs: list[Tensor], values: list[p.Value]) -> Tensor:
+    return inputs[0].repeat_interleave(step.factor[0], 2).repeat_interleave(step.factor[1], 3)
+
+
+@compute.register
+def _(step: p.GroupNorm, inputs: list[Tensor], values: list[p.Value]) -> Tensor:
+    (x,), (source, result) = inputs, values
+    numbers = x.to(torch.int64).reshape(len(x), step.num_groups, -1)
+    terms, channels = numbers.shape[2], x.shape[1] // step.num_groups
+    # Sums are exact, and everything after them is rounded number by number: any order will do.
+    mean = numbers.sum(2).double() / terms
+    variance = (numbers.square().sum(2).double() / terms - mean.square()).clamp(min=0)
+    steps = (variance + step.eps / source.scale**2).sqrt() * result.scale
+    factor = step.weight.double() / steps.repeat_interleave(channels, 1)
+    mean = mean.repeat_interleave(channels, 1)
+    constant = step.bias.double() / result.scale + result.zero_point
+    y = (x.double() - mean[..., None, None]) * factor[..., None, None] + constant[:, None, None]
+    return y.round_().clamp_(step.low, step.high).to(torch.uint8)
 
 
 @compute.register

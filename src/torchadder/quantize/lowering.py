@@ -2,7 +2,9 @@
 
 Who shares a scale with whom is decided here:
 
-* The output of a max pool or a flattening has the integers of what it reads.
+* The output of a max pool, an enlargement or a flattening has the integers of what it reads.
+* Uses of one layer have one range of what they read and one of what they make, and so one set of
+  filters and one requantisation (`torchadder.quantize.sharing`).
 * A value that only adder layers or convolutions of one width read gets integers of that width. One
   that a residual, a mean or a layer of another width reads, too, gets bytes.
 * An adder layer's filters have the integers of the value it reads, directly where that value has
@@ -12,10 +14,13 @@ Who shares a scale with whom is decided here:
 * Filters are cut to the range: for every x in it, `|x - w| = |x - cut(w)| + |w - cut(w)|`, and the
   second term is a constant of the filter.
 * Filters of convolutions have a symmetric scale for each output channel.
+* What only group norms read keeps 16 bits of its range: a norm's statistics are those of the image,
+  so the range that is right for it is not known before.
 """
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -24,14 +29,19 @@ from torch import Tensor
 
 from torchadder.ops.int8.schema import MAX_TERMS
 from torchadder.quantize import program as p
+from torchadder.quantize import sharing
 from torchadder.quantize.config import MAX_BITS, Int8Config
-from torchadder.quantize.graph import FloatGraph, QuantizationError, Step
+from torchadder.quantize.graph import PASSING, FloatGraph, QuantizationError, Step
 from torchadder.quantize.grids import INT32, Grid, fixed_point
 from torchadder.quantize.grouping import kmeans
 from torchadder.quantize.ranges import Histogram, choose, clipped_share
+from torchadder.quantize.steps import NORM_LIMIT
 
 LOGIT_STEPS = 2**20
 """Integers over the calibrated range of the logits; what lies beyond still fits 32 bits."""
+
+NORM_STEPS = 2**15
+"""Integers over the magnitude of what a group norm reads; eight times as much still fits."""
 
 _CONV_CANDIDATES = 40
 
@@ -44,7 +54,7 @@ class LayerRange:
         layer: Name of the layer.
         kind: "adder" or "conv".
         path: The float net's layer.
-        output: Name of the value that the layer makes.
+        outputs: Names of the values that the layer makes, one for each time it is used.
         filters: Indices of its filters in that layer, int64.
         bits: Width of the integers.
         grid: Integers of what it reads, and of its filters if it is an adder layer.
@@ -55,7 +65,7 @@ class LayerRange:
     layer: str
     kind: str
     path: str
-    output: str
+    outputs: tuple[str, ...]
     filters: Tensor
     bits: int
     grid: Grid
@@ -103,51 +113,48 @@ class _Lowering:
     ) -> None:
         self.graph, self.histograms, self.config = graph, histograms, config
         self.shapes = graph.shapes()
+        self.sharing = sharing.find(graph)
         self.makers = {step.output: step for step in graph.steps}
         self.grids: dict[str, Grid] = {}
         self.parts: dict[str, list[_Part]] = {}
         self.steps: list[p.Step] = []
         self.values: dict[str, p.Value] = {}
-        self.ranges: list[LayerRange] = []
+        self.ranges: dict[str, LayerRange] = {}
         self.names = _unique_names(graph.steps)
-        self._output = graph.output
+        self._made: dict[str, p.Layer | p.FloatLayer | p.GroupNorm] = {}
 
     def run(
         self, mean: tuple[float, ...] | None, std: tuple[float, ...] | None
     ) -> tuple[p.Program, list[LayerRange]]:
         """Grids for all values first, then the steps."""
         graph = self.graph
-        shape = self.shapes[graph.output]
-        if shape[1:] != (1, 1):
-            raise QuantizationError(f"the net makes {shape}, not one number for each class")
         for value in [graph.input, *self.makers]:
             if self.root(value) == value:
                 self._choose_grids(value)
         self._value(graph.input, self._dtype(graph.input))
         for step in graph.steps:
             self._emit(step)
-        if self.values[graph.output].dtype == "uint8":
-            self._end_in_integers()
+        outputs = []
+        for name, is_map in zip(graph.outputs, graph.are_maps, strict=True):
+            value = self.values[name]
+            value = self._end_in_integers(value) if value.dtype == "uint8" else value
+            outputs.append(p.Output(value.name, value.shape[0], value.scale, is_map))
         C, H, W = self.shapes[graph.input]
-        first, last = self.values[graph.input], self.values[self._output]
+        first = self.values[graph.input]
         program = p.Program(
             input=p.Input(graph.input, C, H, W, first.scale, first.zero_point, mean, std),
-            output=p.Output(self._output, shape[0], last.scale),
+            outputs=tuple(outputs),
             steps=tuple(self.steps),
             values=self.values,
             bits=self.config.bits,
         )
-        return program, self.ranges
+        return program, list(self.ranges.values())
 
     # Who shares integers --------------------------------------------------------------------------
 
     def root(self, value: str) -> str:
         """The value whose integers this one has."""
-        maker = self.makers.get(value)
-        while maker is not None and maker.kind in ("max_pool", "flatten"):
-            value = maker.inputs[0]
-            maker = self.makers.get(value)
-        return value
+        return self.sharing.alike[value]
 
     def bits(self, step: Step) -> int:
         """Width of the integers of a layer."""
@@ -156,31 +163,38 @@ class _Lowering:
 
     def is_first(self, step: Step) -> bool:
         """Whether a layer reads the images."""
-        return self.root(step.inputs[0]) == self.graph.input
+        return self.root(step.inputs[0]) == self.root(self.graph.input)
 
     def is_last(self, step: Step) -> bool:
-        """Whether a layer makes the logits."""
-        return step.output == self.graph.output
+        """Whether a layer makes logits."""
+        return step.output in self.graph.outputs
 
     def is_float(self, step: Step) -> bool:
         """Whether a layer stays in float."""
         first = self.is_first(step) and self.config.first == "float"
         last = self.is_last(step) and self.config.last == "float"
+        last &= not self.graph.readers(step.output)
         return step.kind == "conv" and len(step.inputs) == 1 and (first or last)
+
+    def is_wide(self, step: Step) -> bool:
+        """Whether what a layer makes keeps more than 8 bits for the group norms behind it."""
+        return sharing.is_wide(step, self.graph) and not self.is_float(step)
 
     def _dtype(self, value: str) -> p.DType:
         """Images that only layers in float read stay as they are."""
-        readers = [step for step in self.graph.steps if value in step.inputs]
+        readers = self.graph.readers(value)
         in_float = all(step.kind == "conv" and self.is_float(step) for step in readers)
         return "float32" if value == self.graph.input and in_float else "uint8"
 
     def _choose_grids(self, root: str) -> None:
         """Integers of a value and, where they differ, of the layers that read it."""
+        if root in self.makers and self.is_wide(self.makers[root]):
+            return
         histogram = self.histograms[root]
-        layers, others = [], root == self.graph.output
+        layers, others = [], any(self.root(value) == root for value in self.graph.outputs)
         for step in self.graph.steps:
             for place, value in enumerate(step.inputs):
-                if self.root(value) != root or step.kind in ("max_pool", "flatten"):
+                if self.root(value) != root or step.kind in PASSING:
                     continue
                 if place == 0 and step.kind in ("adder", "conv"):
                     layers.append(step)
@@ -206,8 +220,9 @@ class _Lowering:
                 for filters in parts
             ]
 
-    def _grid(self, value: str, histogram: Histogram, bits: int, sharing: list[Step]) -> Grid:
-        filters = [step.weight.flatten() for step in sharing if step.weight is not None]
+    def _grid(self, value: str, histogram: Histogram, bits: int, direct: list[Step]) -> Grid:
+        own = [step for step in direct if not self.sharing.is_again(step)]
+        filters = [step.weight.flatten() for step in own if step.weight is not None]
         weights = torch.cat(filters) if filters else None
         low, high = choose(histogram, self.config, bits, weights=weights)
         if low == high:
@@ -267,6 +282,10 @@ class _Lowering:
             self.steps.append(
                 p.MaxPool(name, source.name, result.name, step.kernel, stride, padding, dilation)
             )
+        elif step.kind == "upsample":
+            self.steps.append(p.Upsample(name, source.name, result.name, step.factor))
+        elif step.kind == "group_norm":
+            self._group_norm(step, name, source, result)
         elif step.kind == "avg_pool":
             kernel = step.kernel or source.shape[1:]
             stride, padding = (step.window[0], step.window[1]) if step.window else (kernel, (0, 0))
@@ -294,7 +313,8 @@ class _Lowering:
     def _limits(self, step: Step, result: p.Value) -> tuple[int, int]:
         """Smallest and largest integer that a step, or a group of its filters, makes."""
         if result.dtype == "int32":
-            return (0, INT32[1]) if step.relu else INT32
+            low, high = (-NORM_LIMIT, NORM_LIMIT) if self.is_wide(step) else INT32
+            return (0 if step.relu else low), high
         levels = self.grids[self.root(step.output)].levels
         return (result.zero_point if step.relu else 0), levels
 
@@ -321,7 +341,7 @@ class _Lowering:
             return
         made = []
         for number, part in enumerate(parts):
-            label = f"{name}.group{number}"
+            label = f".group{number}"
             value = self._requantised(step, f"{name}.requantise{number}", source, part.grid)
             shape = (len(part.filters), *result.shape[1:])
             piece = p.Value(f"{result.name}.{number}", shape, result.scale, result.zero_point)
@@ -335,24 +355,66 @@ class _Lowering:
                 self.steps.append(
                     p.Concat(f"{name}.residual{number}", (residual.name,), share.name, part.filters)
                 )
-            self._part(step, label, part, value, piece, share)
+            self._part(step, name, part, value, piece, share, label)
             made.append(piece.name)
         order = torch.cat([part.filters for part in parts]).argsort()
         self.steps.append(p.Concat(f"{name}.concat", tuple(made), result.name, order))
 
     def _result(self, step: Step) -> p.Value:
-        """The value that a layer makes: bytes, or integers for logits."""
-        readers = any(step.output in other.inputs for other in self.graph.steps)
-        if not self.is_last(step) or readers:
-            return self._value(step.output)
-        return self._logits(step.output)
+        """The value that a layer makes: bytes, or integers for logits and for group norms."""
+        if self.is_wide(step):
+            return self._integers(step.output, step.output, NORM_STEPS)
+        if self.is_last(step) and not self.graph.readers(step.output):
+            return self._integers(step.output, step.output, LOGIT_STEPS)
+        return self._value(step.output)
 
-    def _logits(self, value: str) -> p.Value:
-        histogram = self.histograms[self.graph.output]
-        span = max(abs(histogram.low), abs(histogram.high)) / LOGIT_STEPS
-        self._output = value
-        self.values[value] = p.Value(value, self.shapes[self.graph.output], span, 0, "int32")
-        return self.values[value]
+    def _integers(self, name: str, value: str, num_steps: int) -> p.Value:
+        """A value of 32 bits, for the numbers of `value`."""
+        histogram = self.histograms[value]
+        largest = max(abs(histogram.low), abs(histogram.high))
+        if largest == 0:
+            maker = self.makers[value].name
+            raise QuantizationError(
+                f"{maker}: its output is 0 for all calibration images: a range of zero"
+            )
+        result = p.Value(name, self.shapes[value], largest / num_steps, 0, "int32")
+        self.values[name] = result
+        return result
+
+    def _group_norm(self, step: Step, name: str, source: p.Value, result: p.Value) -> None:
+        if self._use_again(step, name, source, result):
+            return
+        assert step.scale is not None
+        assert step.shift is not None
+        low, high = self._limits(step, result)
+        weight, bias = step.scale.float(), step.shift.float()
+        norm = p.GroupNorm(
+            name, source.name, result.name, weight, bias, step.num_groups, step.eps, low, high
+        )
+        self.steps.append(norm)
+        self._made[name] = norm
+
+    def _use_again(
+        self, step: Step, name: str, source: p.Value, result: p.Value, label: str = ""
+    ) -> bool:
+        """Adds another use of a layer, or of a group of its filters, if the step is one."""
+        if not self.sharing.is_again(step):
+            return False
+        first = self.names[self.sharing.first[step.output].output] + label
+        self.steps.append(
+            dataclasses.replace(
+                self._made[first],
+                name=name + label,
+                input=source.name,
+                output=result.name,
+                shared=first,
+            )
+        )
+        if first in self.ranges:
+            known = self.ranges[first]
+            outputs = (*known.outputs, step.output)
+            self.ranges[first] = dataclasses.replace(known, outputs=outputs)
+        return True
 
     def _requantised(self, step: Step, name: str, source: p.Value, grid: Grid) -> p.Value:
         value = p.Value(
@@ -373,8 +435,12 @@ class _Lowering:
         source: p.Value,
         result: p.Value,
         residual: p.Value | None,
+        label: str = "",
     ) -> None:
         """One layer, or one group of its filters."""
+        if self._use_again(step, name, source, result, label):
+            return
+        name += label
         assert step.weight is not None
         assert step.window is not None
         assert step.scale is not None
@@ -404,21 +470,21 @@ class _Lowering:
         except QuantizationError as error:
             raise QuantizationError(f"{step.name}: {error}") from None
         stride, padding, dilation, groups = step.window
-        self.steps.append(
-            p.Layer(
-                "adder" if step.kind == "adder" else "conv",
-                name,
-                source.name,
-                result.name,
-                integers,
-                stride,
-                padding,
-                dilation,
-                groups,
-                how,
-                None if residual is None else residual.name,
-            )
+        layer = p.Layer(
+            "adder" if step.kind == "adder" else "conv",
+            name,
+            source.name,
+            result.name,
+            integers,
+            stride,
+            padding,
+            dilation,
+            groups,
+            how,
+            None if residual is None else residual.name,
         )
+        self.steps.append(layer)
+        self._made[name] = layer
         beyond_weights = 0.0
         if step.kind == "adder":
             half = 0.5 * grid.scale
@@ -428,11 +494,9 @@ class _Lowering:
         clipped = clipped_share(
             histogram, grid.low - 0.5 * grid.scale, grid.high + 0.5 * grid.scale
         )
-        self.ranges.append(
-            LayerRange(
-                name, step.kind, step.name, step.output, filters, self.bits(step), grid, clipped,
-                beyond_weights,
-            )
+        self.ranges[name] = LayerRange(
+            name, step.kind, step.name, (step.output,), filters, self.bits(step), grid, clipped,
+            beyond_weights,
         )  # fmt: skip
 
     def _float_layer(self, step: Step, name: str) -> None:
@@ -441,26 +505,27 @@ class _Lowering:
         assert step.scale is not None
         assert step.shift is not None
         result = self._value(step.output, "float32" if self.is_last(step) else "uint8")
-        if self.is_last(step):
-            self._output = step.output
+        if self._use_again(step, name, self.values[step.inputs[0]], result):
+            return
         weight = step.weight.double() * step.scale[:, None, None, None]
         stride, padding, dilation, groups = step.window
-        self.steps.append(
-            p.FloatLayer(
-                name, step.inputs[0], result.name, weight.float(), step.shift.float(),
-                stride, padding, dilation, groups, step.relu,
-            )
+        layer = p.FloatLayer(
+            name, step.inputs[0], result.name, weight.float(), step.shift.float(),
+            stride, padding, dilation, groups, step.relu,
         )  # fmt: skip
+        self.steps.append(layer)
+        self._made[name] = layer
 
-    def _end_in_integers(self) -> None:
+    def _end_in_integers(self, source: p.Value) -> p.Value:
         """Logits that no layer makes: bytes to int32."""
-        source = self.values[self.graph.output]
         name = f"{source.name}.logits"
-        self.shapes[name] = source.shape
-        result = self._logits(name)
+        if name in self.values:
+            return self.values[name]
+        result = self._integers(name, source.name, LOGIT_STEPS)
         factor = source.scale / result.scale
         how = fixed_point(*_each(source, factor, -source.zero_point * factor), *INT32)
-        self.steps.append(p.Affine(name, source.name, name, how))
+        self.steps.append(p.Affine(result.name, source.name, result.name, how))
+        return result
 
 
 def _each(value: p.Value, factor: float, constant: float) -> tuple[Tensor, Tensor]:
@@ -494,10 +559,11 @@ def _unique_names(steps: list[Step]) -> dict[str, str]:
     None is the beginning of another's path, for steps become modules of those names.
     """
     names: dict[str, str] = {}
-    layers = {step.name for step in steps if step.kind in ("adder", "conv") and step.name}
+    kinds = ("adder", "conv", "group_norm")
+    layers = {step.name for step in steps if step.kind in kinds and step.name}
     parents = {path[:end] for path in layers for end, c in enumerate(path) if c == "."}
     for step in steps:
-        is_layer = step.kind in ("adder", "conv") and step.name
+        is_layer = step.kind in kinds and step.name
         wanted = step.name if is_layer else step.output
         name, number = wanted, 1
         while name in names.values() or name in parents or (not is_layer and name in layers):

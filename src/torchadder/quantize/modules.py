@@ -59,7 +59,7 @@ class _Integers(nn.Module):
         self.register_buffer("offset", how.offset.clone())
 
     def forward(self, input: Tensor, residual: Tensor | None = None) -> Tensor:
-        """Bytes (N, C, H, W) to bytes, or to int32 for logits."""
+        """Bytes (N, C, H, W) to bytes, or to int32 for logits and group norms."""
         window = (self.stride, self.padding, self.dilation, self.groups)
         operands = (input, self.packed, self.kernel, self.zero_point, *window)
         if self.makes_bytes:
@@ -185,6 +185,26 @@ class MaxPool2dInt8(nn.Module):
         return self._step
 
 
+class UpsampleInt8(nn.Module):
+    """Every pixel repeated."""
+
+    def __init__(self, step: p.Upsample, inputs: list[p.Value], output: p.Value) -> None:
+        super().__init__()
+        self._step = step
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Bytes to bytes."""
+        N, C, H, W = input.shape
+        tall, wide = self._step.factor
+        rows = input.permute(0, 2, 3, 1)[:, :, None, :, None]
+        pixels = rows.expand(N, H, tall, W, wide, C).reshape(N, H * tall, W * wide, C)
+        return pixels.permute(0, 3, 1, 2)
+
+    def step(self) -> p.Upsample:
+        """The step that it does."""
+        return self._step
+
+
 class FlattenInt8(nn.Module):
     """Images to (N, C H W, 1, 1), channels outermost."""
 
@@ -244,6 +264,29 @@ class Conv2dBetweenInt8(nn.Module):
         return dataclasses.replace(self._step, weight=self.weight, bias=self.bias)
 
 
+class GroupNormBetweenInt8(nn.Module):
+    """A group norm in float: bytes or int32 in, bytes out."""
+
+    weight: Tensor
+    bias: Tensor
+
+    def __init__(self, step: p.GroupNorm, inputs: list[p.Value], output: p.Value) -> None:
+        super().__init__()
+        self._step = dataclasses.replace(step, weight=step.weight[:0], bias=step.bias[:0])
+        self._values = [*inputs, output]
+        self.register_buffer("weight", step.weight.clone())
+        self.register_buffer("bias", step.bias.clone())
+
+    def forward(self, input: Tensor) -> Tensor:
+        """As of the step."""
+        y = interpreter.compute(self.step(), [input], self._values)
+        return y.contiguous(memory_format=torch.channels_last)
+
+    def step(self) -> p.GroupNorm:
+        """The step that it does."""
+        return dataclasses.replace(self._step, weight=self.weight, bias=self.bias)
+
+
 _MODULES: dict[type[Any], Callable[..., nn.Module]] = {
     p.FloatLayer: Conv2dBetweenInt8,
     p.Add: AddInt8,
@@ -251,6 +294,8 @@ _MODULES: dict[type[Any], Callable[..., nn.Module]] = {
     p.Requantise: AffineInt8,
     p.MaxPool: MaxPool2dInt8,
     p.AvgPool: AvgPool2dInt8,
+    p.Upsample: UpsampleInt8,
+    p.GroupNorm: GroupNormBetweenInt8,
     p.Flatten: FlattenInt8,
     p.Concat: ConcatInt8,
 }

@@ -2,14 +2,40 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from torchadder.quantize import interpreter
 from torchadder.quantize.modules import module_of
-from torchadder.quantize.program import Input, Output, Program, Value
+from torchadder.quantize.program import Input, Output, Program, Step, Value, only
+
+
+class _Call(NamedTuple):
+    """One use of a module; values are dropped after their last reader."""
+
+    name: str
+    module: Any
+    inputs: tuple[str, ...]
+    output: str
+    shared: str | None
+    finished: tuple[str, ...]
+
+    def step(self) -> Step:
+        """What is done, with the tensors that the module holds now."""
+        step: Step = self.module.step()
+        if self.shared is None:
+            return step
+        return dataclasses.replace(
+            step,
+            name=self.name,
+            input=self.inputs[0],
+            output=self.output,
+            shared=self.shared,
+        )  # type: ignore[call-arg]
 
 
 class IntegerNet(nn.Module):
@@ -17,8 +43,9 @@ class IntegerNet(nn.Module):
 
     The modules have the names of the program's steps, which are those of the float net's layers:
     `net.layer1[0].conv1` of a residual net is `net.get_submodule("layer1.0.conv1")` here, an
-    `Adder2dInt8`. Bit-exact with `torchadder.quantize.interpreter` on every instruction set and
-    number of threads, unless layers were left in float.
+    `Adder2dInt8`; a layer that the net uses several times is one module. Bit-exact with
+    `torchadder.quantize.interpreter` on every instruction set and number of threads, unless layers
+    were left in float.
 
     Args:
         program: What it computes.
@@ -30,23 +57,27 @@ class IntegerNet(nn.Module):
 
     def _set_up(self, program: Program) -> None:
         self.input: Input = program.input
-        self.output: Output = program.output
+        self.outputs: tuple[Output, ...] = program.outputs
         self.bits = program.bits
         self.values_of: dict[str, Value] = dict(program.values)
+        self.takes_any_size = program.takes_any_size
         self._reads_floats = program.values[program.input.name].dtype == "float32"
-        schedule = []
-        needed_later = {program.output.name}
+        modules: dict[str, nn.Module] = {}
+        for step in program.steps:
+            if getattr(step, "shared", None) is None:
+                modules[step.name] = module_of(step, program)
+                self._place(step.name, modules[step.name])
+        calls = []
+        needed_later = {output.name for output in program.outputs}
         for step in reversed(program.steps):
-            module = module_of(step, program)
-            # Values are dropped after their last reader.
+            shared: str | None = getattr(step, "shared", None)
             finished = tuple(
                 dict.fromkeys(name for name in step.inputs if name not in needed_later)
             )
             needed_later.update(finished)
-            schedule.append((step.name, module, step.inputs, step.output, finished))
-        self._schedule = schedule[::-1]
-        for name, module, *_ in self._schedule:
-            self._place(name, module)
+            module = modules[shared or step.name]
+            calls.append(_Call(step.name, module, step.inputs, step.output, shared, finished))
+        self._calls = calls[::-1]
 
     def _place(self, name: str, module: nn.Module) -> None:
         *path, last = name.split(".")
@@ -57,7 +88,12 @@ class IntegerNet(nn.Module):
             owner = owner.get_submodule(part)
         owner.add_module(last, module)
 
-    def forward(self, images: Tensor) -> Tensor:
+    @property
+    def output(self) -> Output:
+        """The only output; ValueError if there are several."""
+        return only(self.outputs)
+
+    def forward(self, images: Tensor) -> Tensor | tuple[Tensor, ...]:
         """Logits.
 
         Args:
@@ -65,39 +101,52 @@ class IntegerNet(nn.Module):
                 bytes, uint8.
 
         Returns:
-            Logits (N, num_classes), float32: integers times one scale.
+            Logits (N, num_classes), float32: integers times one scale. A net with several outputs
+            returns all of them in order, maps as (N, num_classes, H, W).
 
         Raises:
-            ValueError: If the images are not of the size that the net was quantised for.
+            ValueError: If the images are not of the size that the net was quantised for, and the
+                net takes no other.
         """
-        logits = self.integers(images)
-        return logits if logits.is_floating_point() else logits.float() * self.output.scale
+        found = [
+            integers if integers.is_floating_point() else integers.float() * output.scale
+            for output, integers in zip(self.outputs, self._run(images), strict=True)
+        ]
+        return tuple(found) if len(found) > 1 else found[0]
 
-    def integers(self, images: Tensor) -> Tensor:
+    def integers(self, images: Tensor) -> Tensor | tuple[Tensor, ...]:
         """The int32 logits (N, num_classes) of images; arguments as of `forward`."""
+        found = self._run(images)
+        return tuple(found) if len(found) > 1 else found[0]
+
+    def _run(self, images: Tensor) -> list[Tensor]:
         values = {self.input.name: self._source(images)}
-        for _, module, inputs, output, finished in self._schedule:
-            values[output] = module(*[values[name] for name in inputs])
-            for name in finished:
+        for call in self._calls:
+            values[call.output] = call.module(*[values[name] for name in call.inputs])
+            for name in call.finished:
                 del values[name]
-        return values[self.output.name].flatten(1)
+        return [
+            values[output.name] if output.is_map else values[output.name].flatten(1)
+            for output in self.outputs
+        ]
 
     def each_value(self, images: Tensor) -> Iterator[tuple[str, Tensor]]:
         """Name and integers of every value of the net, in the order of computation."""
         values = {self.input.name: self._source(images)}
         yield self.input.name, values[self.input.name]
-        for _, module, inputs, output, finished in self._schedule:
-            values[output] = module(*[values[name] for name in inputs])
-            yield output, values[output]
-            for name in finished:
+        for call in self._calls:
+            values[call.output] = call.module(*[values[name] for name in call.inputs])
+            yield call.output, values[call.output]
+            for name in call.finished:
                 del values[name]
 
     def _source(self, images: Tensor) -> Tensor:
         source = self.input
-        shape = (source.channels, source.height, source.width)
-        if images.dim() != 4 or tuple(images.shape[1:]) != shape:
+        size = images.shape[2:] if self.takes_any_size else (source.height, source.width)
+        if images.dim() != 4 or tuple(images.shape[1:]) != (source.channels, *size):
+            wanted = "H, W" if self.takes_any_size else f"{source.height}, {source.width}"
             raise ValueError(
-                f"images must have shape (N, {', '.join(map(str, shape))}), for which the net was "
+                f"images must have shape (N, {source.channels}, {wanted}), for which the net was "
                 f"quantised, got {tuple(images.shape)}"
             )
         if images.is_floating_point() and not self._reads_floats:
@@ -108,8 +157,8 @@ class IntegerNet(nn.Module):
         """What the net computes, with the tensors that it holds now."""
         return Program(
             input=self.input,
-            output=self.output,
-            steps=tuple(module.step() for _, module, *_ in self._schedule),
+            outputs=self.outputs,
+            steps=tuple(call.step() for call in self._calls),
             values=self.values_of,
             bits=self.bits,
         )

@@ -1,13 +1,15 @@
-"""An integer net as data: every step from the bytes of an image to its logits, without a float.
+"""An integer net as data: every step from the bytes of an image to its logits or maps of them.
 
 A `Program` is what quantisation makes and what everything after it reads: the modules that compute
 (`torchadder.quantize.modules`), the interpreter that says what is right
 (`torchadder.quantize.interpreter`), the exports and the counts of operations. It is plain data:
-JSON and tensors, there and back. How its numbers were found is not known here.
+JSON and tensors, there and back. How its numbers were found is not known here. What the steps are
+is written in `torchadder.quantize.steps`, what must hold in `torchadder.quantize.consistency`.
 
 A value holds one integer q for each channel, row and column; it stands for the real number
-`scale (q - zero_point)`. Values are unsigned bytes, but the logits are int32. Padding with real
-zeros is padding with the zero point. Every step that changes scales ends in the same way,
+`scale (q - zero_point)`. Values are unsigned bytes, but the logits are int32, and so is what a
+group norm reads. Padding with real zeros is padding with the zero point. Every step that changes
+scales ends in the same way,
 
     q = clamp((multiplier sum + offset) >> shift, low, high)
 
@@ -18,7 +20,7 @@ nearest. A ReLU is a `low` that is the zero point.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -34,6 +36,7 @@ from torchadder.quantize.steps import Concat as Concat
 from torchadder.quantize.steps import DType as DType
 from torchadder.quantize.steps import Flatten as Flatten
 from torchadder.quantize.steps import FloatLayer as FloatLayer
+from torchadder.quantize.steps import GroupNorm as GroupNorm
 from torchadder.quantize.steps import Layer as Layer
 from torchadder.quantize.steps import MaxPool as MaxPool
 from torchadder.quantize.steps import Pair as Pair
@@ -41,9 +44,11 @@ from torchadder.quantize.steps import Requantisation as Requantisation
 from torchadder.quantize.steps import Requantise as Requantise
 from torchadder.quantize.steps import Shape as Shape
 from torchadder.quantize.steps import Step as Step
+from torchadder.quantize.steps import Upsample as Upsample
 from torchadder.quantize.steps import Value as Value
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
+"""Of what `Program.to_dict` writes. Format 1 knew one output, which it called "output"."""
 
 
 @dataclass(frozen=True)
@@ -77,17 +82,19 @@ class Input:
 
 @dataclass(frozen=True)
 class Output:
-    """The logits: int32, one for each class.
+    """Logits: int32, one for each class, or an image of them.
 
     Attributes:
         name: Of the value.
-        num_classes: Number of logits.
+        num_classes: Number of logits, or channels of the image.
         scale: Real number of one step.
+        is_map: Whether it is an image (N, num_classes, H, W), or (N, num_classes).
     """
 
     name: str
     num_classes: int
     scale: float
+    is_map: bool = False
 
 
 @dataclass(frozen=True, eq=False)
@@ -96,14 +103,14 @@ class Program:
 
     Attributes:
         input: The images.
-        output: The logits.
+        outputs: What the net makes: one set of logits, or several outputs in the float net's order.
         steps: In the order of computation.
         values: Every value by its name, the images and the logits among them.
         bits: Width of the integers that layers compute with; 8 or fewer, for the record.
     """
 
     input: Input
-    output: Output
+    outputs: tuple[Output, ...]
     steps: tuple[Step, ...]
     values: Mapping[str, Value]
     bits: int = 8
@@ -112,9 +119,54 @@ class Program:
         consistency.check(self)
 
     @property
+    def output(self) -> Output:
+        """The only output.
+
+        Raises:
+            ValueError: If there are several.
+        """
+        return only(self.outputs)
+
+    @property
     def float_layers(self) -> tuple[str, ...]:
-        """Names of the layers left in float; empty for an integer program."""
-        return tuple(step.name for step in self.steps if isinstance(step, FloatLayer))
+        """Names of the layers that compute in float; empty for an integer program."""
+        return tuple(
+            step.name
+            for step in self.steps
+            if isinstance(step, FloatLayer | GroupNorm) and step.shared is None
+        )
+
+    @property
+    def takes_any_size(self) -> bool:
+        """Whether nothing but the sizes of its values depends on the size of the images.
+
+        So it is where all outputs are maps, nothing is flattened and no mean is over a whole image.
+        """
+        return all(output.is_map for output in self.outputs) and not any(
+            isinstance(step, Flatten)
+            or (isinstance(step, AvgPool) and step.kernel == self.values[step.input].shape[1:])
+            for step in self.steps
+        )
+
+    def resized(self, height: int, width: int) -> Program:
+        """The same program for images of another size.
+
+        Raises:
+            ValueError: If it takes images of one size only, or the size does not fit its steps.
+        """
+        source = self.input
+        if not self.takes_any_size:
+            raise ValueError(
+                f"the program takes images of {source.height}x{source.width} only, got "
+                f"{height}x{width}"
+            )
+        first = self.values[source.name]
+        values = {first.name: dataclasses.replace(first, shape=(source.channels, height, width))}
+        for step in self.steps:
+            shape = consistency.output_shape(step, [values[name].shape for name in step.inputs])
+            values[step.output] = dataclasses.replace(self.values[step.output], shape=shape)
+        source = dataclasses.replace(source, height=height, width=width)
+        return dataclasses.replace(self, input=source, values=values)
 
     def readers(self, value: str) -> Iterator[Step]:
         """The steps that read a value."""
@@ -130,7 +182,7 @@ class Program:
             "version": FORMAT_VERSION,
             "bits": self.bits,
             "input": dataclasses.asdict(self.input),
-            "output": dataclasses.asdict(self.output),
+            "outputs": [dataclasses.asdict(output) for output in self.outputs],
             "values": [dataclasses.asdict(value) for value in self.values.values()],
             "steps": [storage.describe(step, tensors) for step in self.steps],
         }
@@ -138,22 +190,23 @@ class Program:
 
     @staticmethod
     def from_dict(described: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Program:
-        """What `to_dict` has written down.
+        """What `to_dict` has written down, by this version or one before it.
 
         Raises:
             ValueError: If something is missing, of another kind, or does not fit together; one line
                 that says what.
         """
         version = described.get("version")
-        if version != FORMAT_VERSION:
+        if version not in range(1, FORMAT_VERSION + 1):
             raise ValueError(
-                f"an integer program of format {version}, this version reads {FORMAT_VERSION}"
+                f"an integer program of format {version}, this version reads 1 to {FORMAT_VERSION}"
             )
         try:
+            outputs = [described["output"]] if version == 1 else described["outputs"]
             values = [Value(**storage.tuples(value)) for value in described["values"]]
             return Program(
                 input=Input(**storage.tuples(described["input"])),
-                output=Output(**described["output"]),
+                outputs=tuple(Output(**output) for output in outputs),
                 steps=tuple(storage.read_step(step, tensors) for step in described["steps"]),
                 values={value.name: value for value in values},
                 bits=described["bits"],
@@ -163,14 +216,28 @@ class Program:
             raise ValueError(f"a damaged integer program: {reason}") from error
 
 
+def only(outputs: Sequence[Output]) -> Output:
+    """The output of a net that has one.
+
+    Raises:
+        ValueError: If there are several.
+    """
+    if len(outputs) > 1:
+        raise ValueError(f"the net has {len(outputs)} outputs: use outputs instead of output")
+    return outputs[0]
+
+
 def weight_bytes(steps: Iterable[Step]) -> int:
-    """Bytes of the filters as the kernels hold them, the filling of blocks included."""
+    """Bytes of the filters as the kernels hold them, the filling of blocks included.
+
+    A layer that is used several times is held once.
+    """
     return sum(
         packing.packed_size(_filters(step.weight), step.dilation[1], step.groups)
         if isinstance(step, Layer)
         else step.weight.numel() * step.weight.element_size()
         for step in steps
-        if isinstance(step, Layer | FloatLayer)
+        if isinstance(step, Layer | FloatLayer) and step.shared is None
     )
 
 

@@ -8,7 +8,7 @@ result is a function of the images alone. What is done with a range is not known
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, fx
 
 from torchadder.quantize.config import Int8Config
-from torchadder.quantize.graph import FloatGraph, QuantizationError
+from torchadder.quantize.graph import PASSING, FloatGraph, QuantizationError
 from torchadder.quantize.grids import Grid
 
 NUM_BINS = 4096
@@ -38,12 +38,20 @@ class Histogram:
         return self.low + width * (torch.arange(len(self.counts), dtype=torch.float64) + 0.5)
 
 
-def collect(graph: FloatGraph, batches: Iterable[Tensor]) -> dict[str, Histogram]:
+def collect(
+    graph: FloatGraph, batches: Iterable[Tensor], alike: Mapping[str, str] | None = None
+) -> dict[str, Histogram]:
     """Histograms of all values of a net over some images.
+
+    Values that stand for one another (`torchadder.quantize.sharing`) have one histogram, in which
+    each of them has the same weight: else the finest level of a detector, with three quarters of
+    all numbers, would decide for the others.
 
     Args:
         graph: The net.
         batches: Images (N, C, H, W), gone through twice.
+        alike: For each value the one that stands for it; None: itself. A value that a step only
+            hands on is left out of the histogram of what it stands for.
 
     Raises:
         QuantizationError: If there are no images, or a value is not finite.
@@ -52,26 +60,35 @@ def collect(graph: FloatGraph, batches: Iterable[Tensor]) -> dict[str, Histogram
     if not sum(len(images) for images in batches):
         raise QuantizationError("calibration: no images")
     extremes: dict[str, tuple[float, float]] = {}
+    handed_on = {step.output for step in graph.steps if step.kind in PASSING}
+    group_of = {
+        value: value if value in handed_on else (alike or {}).get(value, value)
+        for value in graph.nodes
+    }
 
     def widen(value: str, numbers: Tensor) -> None:
         if not bool(torch.isfinite(numbers).all()):
             what = "the images hold" if value == graph.input else f"the output of {value} holds"
             raise QuantizationError(f"calibration: {what} NaN or infinity")
         low, high = numbers.aminmax()
-        before = extremes.get(value, (float("inf"), float("-inf")))
-        extremes[value] = (min(before[0], float(low)), max(before[1], float(high)))
+        group = group_of[value]
+        before = extremes.get(group, (float("inf"), float("-inf")))
+        extremes[group] = (min(before[0], float(low)), max(before[1], float(high)))
 
     watch(graph, batches, widen)
-    histograms = {
-        value: Histogram(low, high, torch.zeros(NUM_BINS, dtype=torch.float64))
-        for value, (low, high) in extremes.items()
-    }
+    counts = {value: torch.zeros(NUM_BINS, dtype=torch.float64) for value in group_of}
 
     def count(value: str, numbers: Tensor) -> None:
-        seen = histograms[value]
-        seen.counts += _count(numbers, seen.low, seen.high)
+        counts[value] += _count(numbers, *extremes[group_of[value]])
 
     watch(graph, batches, count)
+    members: dict[str, list[str]] = {}
+    for value, group in group_of.items():
+        members.setdefault(group, []).append(value)
+    histograms = {}
+    for group, values in members.items():
+        total = counts[group] if len(values) == 1 else _in_equal_parts([counts[v] for v in values])
+        histograms |= dict.fromkeys(values, Histogram(*extremes[group], total))
     return histograms
 
 
@@ -138,6 +155,11 @@ def clipped_share(histogram: Histogram, low: float, high: float) -> float:
     centres = histogram.centres
     outside = (centres < low) | (centres > high)
     return float(histogram.counts[outside].sum() / histogram.counts.sum())
+
+
+def _in_equal_parts(counts: Sequence[Tensor]) -> Tensor:
+    """The shares of several values, each with the same weight."""
+    return torch.stack([one / one.sum() for one in counts]).sum(0)
 
 
 def _count(numbers: Tensor, low: float, high: float) -> Tensor:

@@ -64,9 +64,10 @@ class QuantizationReport:
     Attributes:
         layers: One row for each layer or group of filters.
         num_images: Images of the calibration.
-        sqnr_db: Of the logits.
+        sqnr_db: Of the logits; of all outputs together if there are several.
         weight_bytes: Memory of all filters, in bytes.
         float_weight_bytes: The same of the float32 net.
+        float_layers: Names of layers and norms that compute in float between integers.
     """
 
     layers: list[LayerReport]
@@ -74,6 +75,7 @@ class QuantizationReport:
     sqnr_db: float
     weight_bytes: int
     float_weight_bytes: int
+    float_layers: tuple[str, ...] = ()
 
     def to_csv(self, path: str | os.PathLike[str]) -> None:
         """Writes one row for each layer.
@@ -97,6 +99,8 @@ class QuantizationReport:
             )
             for row in rows
         ]
+        if self.float_layers:
+            lines.append(f"in float: {', '.join(self.float_layers)}")
         share = self.weight_bytes / self.float_weight_bytes
         return "\n".join(
             [

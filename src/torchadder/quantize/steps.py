@@ -26,7 +26,8 @@ class Value:
         shape: Channels, height, width.
         scale: Real number of one step, positive.
         zero_point: Integer that stands for the real zero.
-        dtype: "uint8", "int32" for logits, or "float32" beside layers that stay in float.
+        dtype: "uint8", "int32" for logits and what group norms read, or "float32" beside layers
+            that stay in float.
     """
 
     name: str
@@ -80,6 +81,8 @@ class Layer:
         groups: Groups of channels.
         requantisation: What becomes of the sums.
         residual: Name of a value of the output's shape that is added, or None.
+        shared: Name of the earlier step whose layer this is, used again; its filters and
+            requantisation are the same tensors. None for a layer of its own.
     """
 
     op: ClassVar[str] = "layer"
@@ -94,6 +97,7 @@ class Layer:
     groups: int
     requantisation: Requantisation
     residual: str | None = None
+    shared: str | None = None
 
     @property
     def inputs(self) -> tuple[str, ...]:
@@ -119,6 +123,7 @@ class FloatLayer:
         dilation: Likewise.
         groups: Groups of channels.
         relu: Whether negative results become 0.
+        shared: As of `Layer`.
     """
 
     op: ClassVar[str] = "float_layer"
@@ -132,6 +137,7 @@ class FloatLayer:
     dilation: Pair
     groups: int
     relu: bool
+    shared: str | None = None
 
     @property
     def inputs(self) -> tuple[str, ...]:
@@ -203,7 +209,7 @@ class MaxPool:
         name: Unique in the program.
         input: Name of the value it reads.
         output: Name of the value it makes.
-        kernel: Height and width of the windows.
+        kernel: Height and width of the windows; (1, 1) with a stride leaves out pixels.
         stride: Vertical, horizontal.
         padding: Likewise.
         dilation: Likewise.
@@ -256,6 +262,68 @@ class AvgPool:
 
 
 @dataclass(frozen=True, eq=False)
+class Upsample:
+    """Every pixel repeated: nearest neighbour by whole factors. Scale and zero point stay.
+
+    Attributes:
+        name: Unique in the program.
+        input: Name of the value it reads.
+        output: Name of the value it makes.
+        factor: Vertical, horizontal.
+    """
+
+    op: ClassVar[str] = "upsample"
+    name: str
+    input: str
+    output: str
+    factor: Pair
+
+    @property
+    def inputs(self) -> tuple[str, ...]:
+        """Names of the values it reads."""
+        return (self.input,)
+
+
+@dataclass(frozen=True, eq=False)
+class GroupNorm:
+    """A group norm, in float between integers: its statistics are those of each image.
+
+    A program that has one runs in Python and cannot be exported. Mean and variance come from exact
+    integer sums over each group of channels; what follows is float64, number by number, so the
+    bytes do not depend on the order of computation. The scale of its input cancels but for `eps`.
+
+    Attributes:
+        name: Path of the layer.
+        input: Name of the value it reads: bytes, or int32 that a layer has left as it summed.
+        output: Name of the value it makes.
+        weight: (C), float32.
+        bias: (C), float32.
+        num_groups: Groups of channels.
+        eps: Added to the variance of real numbers.
+        low: Smallest result; a ReLU is one that is the zero point.
+        high: Largest result.
+        shared: As of `Layer`.
+    """
+
+    op: ClassVar[str] = "group_norm"
+    name: str
+    input: str
+    output: str
+    weight: Tensor
+    bias: Tensor
+    num_groups: int
+    eps: float
+    low: int
+    high: int
+    shared: str | None = None
+
+    @property
+    def inputs(self) -> tuple[str, ...]:
+        """Names of the values it reads."""
+        return (self.input,)
+
+
+@dataclass(frozen=True, eq=False)
 class Flatten:
     """(C, H, W) to (C H W, 1, 1), channels outermost, as `torch.flatten` of NCHW images.
 
@@ -296,12 +364,22 @@ class Concat:
     order: Tensor
 
 
-Step = Layer | FloatLayer | Add | Affine | Requantise | MaxPool | AvgPool | Flatten | Concat
+Step = (
+    Layer | FloatLayer | Add | Affine | Requantise | MaxPool | AvgPool | Upsample | GroupNorm
+    | Flatten | Concat
+)  # fmt: skip
 
 STEPS: dict[str, type[Any]] = {
     step.op: step
     for step in (
-        Layer, FloatLayer, Add, Affine, Requantise, MaxPool, AvgPool, Flatten, Concat,
+        Layer, FloatLayer, Add, Affine, Requantise, MaxPool, AvgPool, Upsample, GroupNorm, Flatten,
+        Concat,
     )
 }  # fmt: skip
 """Class of each kind of step, by the name it has in a file."""
+
+NORM_LIMIT = 2**18
+"""Largest magnitude of an int32 that a group norm reads."""
+
+MAX_NORM_TERMS = 2**26
+"""Numbers of one group: with these two bounds the sum of their squares fits 64 bits."""

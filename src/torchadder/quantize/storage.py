@@ -13,23 +13,29 @@ from torch import Tensor
 
 from torchadder.quantize.steps import STEPS, Requantisation, Step
 
+_TENSORS = ("weight", "bias", "order")
+"""Fields of steps that are tensors, beside those of their requantisation."""
+
 
 def describe(step: Any, tensors: dict[str, Tensor]) -> dict[str, Any]:
-    """A step as JSON values; its tensors are added to `tensors` by name."""
+    """A step as JSON values; its tensors are added to `tensors`, unless another step has them."""
     described: dict[str, Any] = {"op": step.op}
+    own: dict[str, Tensor] = {}
     for field in dataclasses.fields(step):
         value = getattr(step, field.name)
         if isinstance(value, Tensor):
-            tensors[f"{step.name}.{field.name}"] = value
+            own[f"{step.name}.{field.name}"] = value
         elif isinstance(value, Requantisation):
-            tensors[f"{step.name}.multiplier"] = value.multiplier
-            tensors[f"{step.name}.offset"] = value.offset
+            own[f"{step.name}.multiplier"] = value.multiplier
+            own[f"{step.name}.offset"] = value.offset
             described[field.name] = {
                 name: getattr(value, name)
                 for name in ("shift", "low", "high", "residual_multiplier")
             }
         else:
             described[field.name] = value
+    if described.get("shared") is None:
+        tensors.update(own)
     return described
 
 
@@ -37,12 +43,12 @@ def read_step(described: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> St
     """The step that `describe` has written down."""
     arguments = tuples(described)
     kind = STEPS[arguments.pop("op")]
-    name = arguments["name"]
+    name = arguments.get("shared") or arguments["name"]
     if "requantisation" in arguments:
         arguments["requantisation"] = Requantisation(
             tensors[f"{name}.multiplier"], tensors[f"{name}.offset"], **arguments["requantisation"]
         )
-    for tensor in ("weight", "bias", "order"):
+    for tensor in _TENSORS:
         if tensor in {field.name for field in dataclasses.fields(kind)}:
             arguments[tensor] = tensors[f"{name}.{tensor}"]
     return kind(**arguments)

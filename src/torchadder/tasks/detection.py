@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from torchadder.data.detection import DetectionSplit, coco_ground_truth, coco_results
 from torchadder.detection import CocoAP, VocAP, coco_ap, feature_sparsity, voc_ap
+from torchadder.quantize import integer_net
 from torchadder.tasks.base import TrainingTask
 
 METRICS = {"coco": "val_ap", "voc": "val_voc_ap"}
@@ -93,7 +94,7 @@ class Detection(TrainingTask):
         """Adds what is found in a batch."""
         images, targets = batch
         detections = self(images)
-        if batch_idx == 0:
+        if batch_idx == 0 and integer_net(self.model) is None:
             zeros = feature_sparsity(self.model, images[:NUM_MEASURED])
             values = {f"val_zeros_{level}": share for level, share in zeros.items()}
             self.log_dict(values, on_step=False, on_epoch=True, batch_size=1, sync_dist=True)

@@ -112,7 +112,7 @@ class QuantizedCheckpoint:
         batch_size: int = 250,
     ) -> None:
         if is_detector(checkpoint):
-            raise CheckpointError(f"{checkpoint}: a detector; only classifiers can be quantised")
+            raise CheckpointError(f"{checkpoint}: a detector, a net that names images is wanted")
         net = open_checkpoint(checkpoint)
         if isinstance(net.model, IntegerNet):
             raise QuantizationError(f"{net.path}: the net computes with integers already")
@@ -171,19 +171,13 @@ class QuantizedCheckpoint:
         """
         labels = self.labels()
         right = float((self.float_classes() == labels).double().mean())
-        steps = self.calibration.graph.steps
-        num_weights = sum(step.weight.numel() for step in steps if step.weight is not None)
-        yield Accuracy("float", 32, right, None, 4 * num_weights)
-        for scheme, choice in SCHEMES.items():
-            for bits in TABLE_BITS:
-                one = dataclasses.replace(
-                    config, bits=bits, clamp=choice.clamp, groups=choice.groups
-                )
-                program, ranges = self.calibration.lower(one)
-                report = self.calibration.report(program, ranges)
-                found = classes(IntegerNet(program), self._validation())
-                right = float((found == labels).double().mean())
-                yield Accuracy(scheme, bits, right, report.sqnr_db, report.weight_bytes)
+        yield Accuracy("float", 32, right, None, self.calibration.float_weight_bytes)
+        for scheme, choice in each_choice(config):
+            program, ranges = self.calibration.lower(choice)
+            report = self.calibration.report(program, ranges)
+            found = classes(IntegerNet(program), self._validation())
+            right = float((found == labels).double().mean())
+            yield Accuracy(scheme, choice.bits, right, report.sqnr_db, report.weight_bytes)
 
     def about(self, config: Int8Config) -> dict[str, Any]:
         """Where a table comes from, for its file."""
@@ -203,6 +197,16 @@ class QuantizedCheckpoint:
 
     def _validation(self) -> Iterator[Tensor]:
         return (images for images, _ in self.images.val_dataloader())
+
+
+def each_choice(config: Int8Config) -> Iterator[tuple[str, Int8Config]]:
+    """The cells of a table: the name of each scheme and what to choose, the widest first."""
+    for scheme, choice in SCHEMES.items():
+        for bits in TABLE_BITS:
+            yield (
+                scheme,
+                dataclasses.replace(config, bits=bits, clamp=choice.clamp, groups=choice.groups),
+            )
 
 
 def calibration_batches(

@@ -21,7 +21,8 @@ from torchadder.export.c.folder import MARK, check_place, write_folder
 from torchadder.export.c.report import CReport, StepCost
 from torchadder.export.c.writing import Writer
 from torchadder.export.errors import ExportError
-from torchadder.quantize import IntegerNet, Program, interpreter
+from torchadder.quantize import IntegerNet, Program, integer_net, interpreter
+from torchadder.quantize.program import Upsample
 
 __all__ = ["CReport", "StepCost", "to_c"]
 
@@ -63,8 +64,9 @@ def to_c(
         Memory, tables and operations.
 
     Raises:
-        ExportError: If layers were left in float (named), the normalisation of the images is not
-            known, the net is too large, or the folder holds something.
+        ExportError: If layers were left in float (named), the net makes several outputs or maps,
+            the normalisation of the images is not known, the net is too large, or the folder holds
+            something.
         TypeError: If `net` is something else.
         ValueError: If another argument is wrong.
         OSError: If the folder cannot be written; what was there before is still there.
@@ -76,8 +78,9 @@ def to_c(
             f"name must consist of small letters, digits and underscores, begin with a letter and "
             f"not be main, got {name!r}"
         )
-    if isinstance(net, IntegerNet):
-        net = net.program()
+    held = integer_net(net)
+    if held is not None:
+        net = held.program()
     if not isinstance(net, Program):
         raise TypeError(
             f"net must be an IntegerNet, as torchadder.quantize_ makes it, or its program, got "
@@ -143,6 +146,14 @@ def _check(program: Program) -> None:
     if program.float_layers:
         names = ", ".join(program.float_layers)
         raise ExportError(f"layers left in float cannot be exported to C: {names}")
+    if len(program.outputs) > 1 or program.output.is_map:
+        raise ExportError(
+            f"the net makes {len(program.outputs)} outputs; C is written for nets that make one "
+            "number for each class"
+        )
+    enlarged = [step.name for step in program.steps if isinstance(step, Upsample)]
+    if enlarged:
+        raise ExportError(f"enlarging cannot be exported to C: {', '.join(enlarged)}")
     for value in program.values.values():
         if value.dtype != "uint8" and value.name != program.output.name:
             raise ExportError(f"{value.name}: values of {value.dtype} cannot be exported to C")
