@@ -48,3 +48,13 @@ def test_commands_exist():
     makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
     for target in re.findall(r"(?:^|`)make ([a-z-]+)", README, re.MULTILINE):
         assert re.search(rf"^{target}:", makefile, re.MULTILINE), target
+
+
+def test_figures_of_the_documentation_exist():
+    links = [
+        page.parent / link
+        for page in sorted((ROOT / "docs").glob("*.md"))
+        for link in re.findall(r"!\[[^\]]+\]\(([^)]+)\)", page.read_text(encoding="utf-8"))
+    ]
+    assert links
+    assert not [str(link) for link in links if not link.is_file()]
