@@ -7,9 +7,9 @@ from torch.nn import functional as F
 
 import torchadder as ta
 from small_nets import odd_net, settled, small_resnet
-from torchadder.quantize import QuantizationError
-from torchadder.quantize.tracing import trace
+from torchadder.quantize import QuantizationError, sharing
 from torchadder.quantize.ranges import collect, watch
+from torchadder.quantize.tracing import trace
 
 
 def test_norms_relus_and_residuals_join_the_layers():
@@ -147,6 +147,122 @@ def test_what_integers_cannot_do_is_refused_by_name(middle, message):
     with pytest.raises(QuantizationError, match=message) as error:
         trace(net, torch.randn(2, 2, 8, 8))
     assert "\n" not in str(error.value)
+
+
+class Levels(nn.Module):
+    """A shared layer on two levels, the coarse one thinned out, enlarged and added to the fine."""
+
+    def __init__(self):
+        super().__init__()
+        self.lateral = nn.Conv2d(2, 4, 3, padding=1)
+        self.conv = ta.nn.Adder2d(4, 4, 3, stride=2, padding=1)
+        self.norm = nn.BatchNorm2d(4)
+        self.head = nn.Conv2d(4, 3, 1)
+        self.register_buffer("scale", torch.tensor([0.5, 2.0, -1.0, 1.0]).view(1, 4, 1, 1))
+
+    def forward(self, x):
+        fine = self.lateral(x) * self.scale.abs() + self.scale
+        coarse = self.norm(self.conv(fine)) + fine[..., ::2, ::2]
+        fine = self.lateral(x) + F.interpolate(coarse, scale_factor=2.0)
+        return self.head(fine), F.relu(self.head(coarse)), self.head(fine)
+
+
+def test_levels_become_steps():
+    torch.manual_seed(0)
+    net, images = Levels().eval(), torch.randn(2, 2, 8, 12)
+    graph = trace(net, images)
+    steps = [(step.kind, step.name, len(step.inputs), step.relu) for step in graph.steps]
+    assert steps == [
+        ("conv", "lateral", 1, False),  # its factors and constants are folded in
+        ("max_pool", graph.steps[1].name, 1, False),  # every other pixel
+        ("adder", "conv", 2, False),  # moved behind what is added to it
+        ("upsample", graph.steps[3].name, 1, False),
+        ("conv", "lateral", 2, False),
+        ("conv", "head", 1, False),
+        ("conv", "head", 1, True),
+        ("conv", "head", 1, False),
+    ]
+    thin = graph.steps[1]
+    assert (thin.kernel, thin.window.stride) == ((1, 1), (2, 2))
+    assert torch.equal(graph.steps[0].scale.float(), torch.tensor([0.5, 2.0, 1.0, 1.0]))
+    bias = net.lateral.bias.detach() * graph.steps[0].scale + net.scale.flatten()
+    assert torch.allclose(graph.steps[0].shift, bias.double())
+    assert graph.are_maps == (True, True, True)
+    assert graph.takes_any_size
+    # The recorded net runs on other sizes.
+    other = torch.randn(3, 2, 16, 4)
+    found = {}
+    watch(graph, [other], lambda name, value: found.update({name: value.clone()}))
+    with torch.no_grad():
+        wanted = net(other)
+    for name, one in zip(graph.outputs, wanted, strict=True):
+        assert torch.allclose(found[name], one, atol=1e-5)
+
+
+def test_uses_of_a_layer_share_what_they_read_and_make():
+    torch.manual_seed(0)
+    images = torch.randn(2, 2, 8, 12)
+    graph = trace(Levels().eval(), images)
+    found = sharing.find(graph)
+    fine, coarse, again = graph.steps[-3:]
+    # The one with the ReLU does something else: a layer of its own.
+    assert found.first == {again.output: fine}
+    assert found.alike[again.output] == found.alike[fine.output] != found.alike[coarse.output]
+    thin, enlarged = graph.steps[1], graph.steps[3]
+    assert found.alike[thin.output] == found.alike[thin.inputs[0]] == graph.steps[0].output
+    assert found.alike[enlarged.output] == graph.steps[2].output
+    histograms = collect(graph, [images], {**found.alike, coarse.output: fine.output})
+    one = collect(graph, [images])
+    joined = histograms[coarse.output]
+    assert joined is histograms[fine.output]
+    assert joined.low == min(one[name].low for name in (fine.output, coarse.output))
+    assert joined.high == max(one[name].high for name in (fine.output, coarse.output))
+    assert float(joined.counts.sum()) == pytest.approx(3)  # three values, each of the same weight
+
+
+def test_integers_of_levels():
+    torch.manual_seed(0)
+    net, images = Levels().eval(), torch.randn(4, 2, 8, 12)
+    with torch.no_grad():
+        wanted = net(images)
+    report = ta.quantize_(net, [images, torch.randn(2, 2, 4, 4)])
+    found = net(images)
+    assert isinstance(found, tuple)
+    for one, two in zip(found, wanted, strict=True):
+        assert one.shape == two.shape
+        assert 10 * torch.log10(two.square().sum() / (one - two).square().sum()) > 25
+    assert [row.layer for row in report.layers] == [
+        "lateral",
+        "conv",
+        "lateral_1",
+        "head",
+        "head_1",
+    ]
+    assert net(images[..., :4, :8])[1].shape == (4, 3, 2, 4)
+
+
+class Reused(nn.Module):
+    """What is added to a later layer keeps its own value for others."""
+
+    def __init__(self):
+        super().__init__()
+        self.one = nn.Conv2d(2, 4, 1)
+        self.two = nn.Conv2d(2, 4, 1)
+        self.fc = nn.Conv2d(4, 3, 1)
+
+    def forward(self, x):
+        one = self.one(x)
+        return self.fc(self.two(x) + one) + self.fc(F.relu(one))
+
+
+def test_a_relu_does_not_reach_what_was_added_elsewhere():
+    torch.manual_seed(0)
+    net, images = Reused().eval(), torch.randn(4, 2, 6, 6)
+    with torch.no_grad():
+        wanted = net(images)
+    ta.quantize_(net, [images])
+    found = net(images)
+    assert 10 * torch.log10(wanted.square().sum() / (found - wanted).square().sum()) > 25
 
 
 class Returns(nn.Module):

@@ -9,17 +9,20 @@ import pytest
 import torch
 
 from small_programs import every_step, layer, program, random_images, scaled
-from torchadder.quantize import interpreter
+from torchadder.quantize import IntegerNet, interpreter
 from torchadder.quantize.program import (
     Add,
     AvgPool,
     Concat,
     Flatten,
     FloatLayer,
+    GroupNorm,
     Layer,
     MaxPool,
+    Output,
     Program,
     Requantisation,
+    Upsample,
     Value,
     weight_bytes,
 )
@@ -237,3 +240,191 @@ def test_tensors_that_do_not_fit_are_refused():
 def test_images_of_another_size_are_refused():
     with pytest.raises(ValueError, match=r"images must have shape \(N, \(1, 2, 2\)\), got"):
         interpreter.run(tiny(), torch.zeros(1, 1, 2, 3, dtype=torch.uint8))
+
+
+# Several outputs, one layer used twice, group norms, enlarging ------------------------------------
+
+
+def two_levels(**changes):
+    """A 3x3 layer with a group norm on two levels, the coarse one enlarged and added to the fine.
+
+    Both maps and the sum are outputs.
+    """
+    random = torch.Generator().manual_seed(3)
+    weight = torch.randint(0, 256, (4, 2, 3, 3), dtype=torch.uint8, generator=random)
+    conv = layer("adder", "head.conv", "x", "fine sums", weight,
+                 scaled(4, 1.0, 1000, low=-(2**18), high=2**18), padding=1)  # fmt: skip
+    norm = GroupNorm(
+        "head.norm", "fine sums", "fine", torch.tensor([1.0, 2.0, -0.5, 1.5]),
+        torch.tensor([0.25, 0.0, -1.0, 0.5]), 2, 0.5, 10, 255,
+    )  # fmt: skip
+    last = layer("conv", "logits", "fine", "fine logits",
+                 torch.tensor([[1, -2, 3, 4], [0, 1, -1, 127]]).to(torch.int8)[..., None, None],
+                 scaled(2, 1.0, 0, **LOGITS))  # fmt: skip
+    steps = [
+        conv,
+        norm,
+        last,
+        MaxPool("thin", "x", "coarse x", (1, 1), (2, 2), (0, 0), (1, 1)),
+        dataclasses.replace(conv, name="head.conv_1", input="coarse x", output="coarse sums",
+                            shared="head.conv"),
+        dataclasses.replace(norm, name="head.norm_1", input="coarse sums", output="coarse",
+                            shared="head.norm"),
+        dataclasses.replace(last, name="logits_1", input="coarse", output="coarse logits",
+                            shared="logits"),
+        Upsample("enlarge", "coarse", "large", (2, 2)),
+        Add("add", "fine", "large", "sum", scaled(4, 0.5, 3, residual=0.25)),
+        layer("conv", "other", "sum", "sum logits", torch.ones(1, 4, 1, 1, dtype=torch.int8),
+              scaled(1, 1.0, 0, **LOGITS)),
+    ]  # fmt: skip
+    values = [
+        Value("x", (2, 4, 6), 0.1, 7),
+        Value("fine sums", (4, 4, 6), 0.01, 0, "int32"),
+        Value("fine", (4, 4, 6), 0.05, 10),
+        Value("fine logits", (2, 4, 6), 0.5, 0, "int32"),
+        Value("coarse x", (2, 2, 3), 0.1, 7),
+        Value("coarse sums", (4, 2, 3), 0.01, 0, "int32"),
+        Value("coarse", (4, 2, 3), 0.05, 10),
+        Value("coarse logits", (2, 2, 3), 0.5, 0, "int32"),
+        Value("large", (4, 4, 6), 0.05, 10),
+        Value("sum", (4, 4, 6), 0.06, 5),
+        Value("sum logits", (1, 4, 6), 0.25, 0, "int32"),
+    ]
+    outputs = (
+        Output("fine logits", 2, 0.5, True),
+        Output("coarse logits", 2, 0.5, True),
+        Output("sum logits", 1, 0.25, True),
+    )
+    return program(steps, values, outputs=outputs, **changes)
+
+
+def test_group_norms_are_those_of_torch():
+    net = two_levels()
+    images = random_images(net, 3)
+    values = interpreter.run(net, images)
+    norm = net.steps[1]
+    for source, result in (("fine sums", "fine"), ("coarse sums", "coarse")):
+        sums = values[source].double() * net.values[source].scale
+        real = torch.nn.functional.group_norm(
+            sums, 2, norm.weight.double(), norm.bias.double(), norm.eps
+        )
+        wanted = (real / net.values[result].scale + 10).clamp(10, 255)
+        assert (values[result] - wanted).abs().max() <= 0.5 + 1e-9
+        assert values[result].float().std() > 5
+        assert int(values[result].min()) == 10  # a ReLU
+    # By hand: the numbers 1, 3 and 2, 6 in two groups of one channel, without an epsilon.
+    step = GroupNorm("n", "a", "b", torch.tensor([1.0, 2.0]), torch.tensor([0.0, 1.0]), 2, 0.0, 0,
+                     255)  # fmt: skip
+    about = [Value("a", (2, 1, 2), 0.3, 9), Value("b", (2, 1, 2), 0.5, 100)]
+    numbers = torch.tensor([[[[1, 3]], [[2, 6]]]], dtype=torch.uint8)
+    # -1 and 1 in steps of a half; -2 + 1 and 2 + 1.
+    assert interpreter.compute(step, [numbers], about).flatten().tolist() == [98, 102, 98, 106]
+
+
+def test_group_norms_do_not_depend_on_the_order_of_memory():
+    net = two_levels()
+    step, about = net.steps[1], [net.values["fine sums"], net.values["fine"]]
+    sums = torch.randint(-(2**18), 2**18, (2, 4, 50, 50), dtype=torch.int32)
+    wanted = interpreter.compute(step, [sums], about)
+    last = sums.contiguous(memory_format=torch.channels_last)
+    assert torch.equal(interpreter.compute(step, [last], about), wanted)
+    threads = torch.get_num_threads()
+    try:
+        torch.set_num_threads(1)
+        assert torch.equal(interpreter.compute(step, [sums], about), wanted)
+    finally:
+        torch.set_num_threads(threads)
+
+
+def test_enlarging_repeats_pixels():
+    step = Upsample("u", "a", "b", (2, 3))
+    about = [Value("a", (1, 1, 2)), Value("b", (1, 2, 6))]
+    numbers = torch.tensor([[[[4, 7]]]], dtype=torch.uint8)
+    got = interpreter.compute(step, [numbers], about)
+    assert got.tolist() == [[[[4, 4, 4, 7, 7, 7], [4, 4, 4, 7, 7, 7]]]]
+
+
+def test_several_outputs_and_sizes():
+    net = two_levels()
+    module = IntegerNet(net)
+    assert net.takes_any_size
+    assert net.float_layers == ("head.norm",)
+    with pytest.raises(ValueError, match="the net has 3 outputs: use outputs instead of output"):
+        _ = net.output
+    with pytest.raises(ValueError, match="the net has 3 outputs"):
+        _ = module.output
+    for size in ((4, 6), (8, 2)):
+        images = random_images(net.resized(*size), 2)
+        wanted = interpreter.outputs(net.resized(*size), images)
+        got = module.integers(images)
+        assert [tuple(one.shape) for one in got] == [
+            (2, 2, *size), (2, 2, size[0] // 2, size[1] // 2), (2, 1, *size),
+        ]  # fmt: skip
+        assert all(torch.equal(one, two) for one, two in zip(got, wanted, strict=True))
+        real = module(images)
+        assert torch.equal(real[2], wanted[2].float() * 0.25)
+    with pytest.raises(ValueError, match=r"add: adds \(4, 6, 6\) to \(4, 5, 6\)"):
+        net.resized(5, 6)
+    with pytest.raises(ValueError, match=r"images must have shape \(N, 2, H, W\)"):
+        module(torch.zeros(1, 3, 4, 6))
+    with pytest.raises(ValueError, match="takes images of 16x16 only, got 8x8"):
+        every_step().resized(8, 8)
+
+
+def test_a_layer_used_twice_is_held_once():
+    net = two_levels()
+    module = IntegerNet(net)
+    assert {name for name, _ in module.named_modules() if "." in name} == {"head.conv", "head.norm"}
+    # Each filled up to 8 filters: 3 rows of 3 * 2 bytes in steps of 8, and 4 bytes twice.
+    assert weight_bytes(net.steps) == 8 * 3 * 8 + 2 * 8 * 8
+    described, tensors = net.to_dict()
+    assert not any("_1" in name for name in tensors)
+    again = Program.from_dict(json.loads(json.dumps(described)), tensors)
+    images = random_images(net, 2)
+    for one, two in zip(
+        interpreter.outputs(again, images), interpreter.outputs(net, images), strict=True
+    ):
+        assert torch.equal(one, two)
+    assert module.program().to_dict()[0] == described
+
+
+def test_files_of_format_1_are_read():
+    net = every_step()
+    described, tensors = net.to_dict()
+    old = dict(described, version=1)
+    (output,) = old.pop("outputs")
+    old["output"] = {key: output[key] for key in ("name", "num_classes", "scale")}
+    old["steps"] = [
+        {key: value for key, value in step.items() if key != "shared"} for step in old["steps"]
+    ]
+    again = Program.from_dict(old, tensors)
+    images = random_images(net, 1)
+    assert torch.equal(interpreter.logits(again, images), interpreter.logits(net, images))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda d: d["steps"][4].update(shared="no"), "a damaged integer program: 'no.multiplier'"),
+        (lambda d: d["steps"][0].update(shared="head.conv"), "there is no step head.conv before"),
+        (lambda d: d["steps"][6].update(residual="coarse logits"), "reads coarse logits before it"),
+        (lambda d: d["steps"][4].update(stride=[2, 2]), r"makes \(4, 1, 2\)"),
+        (lambda d: d["steps"][5].update(eps=0.1), "head.norm_1: is no other use of head.norm"),
+        (lambda d: d["values"][5].update(scale=0.02), "head.conv_1: is no other use of head.conv"),
+        (lambda d: d["steps"][0]["requantisation"].update(high=2**19), "beyond 262144"),
+        (lambda d: d["steps"][1].update(num_groups=3), "head.norm: 4 channels in 3 groups"),
+        (lambda d: d["steps"][1].update(high=256), "10 .. 256 is no range of uint8"),
+        (lambda d: d["steps"][2].update(input="fine sums"), "logits: reads int32 values"),
+        (lambda d: d["steps"][7].update(factor=[2, 1]), r"enlarge: makes \(4, 4, 3\), its value"),
+        (lambda d: d["steps"][7].update(factor=[0, 2]), r"enlarge: enlarges by \(0, 2\)"),
+        (lambda d: d["values"][8].update(scale=0.1), "enlarge: scale and zero point of coarse and"),
+        (lambda d: d["outputs"][0].update(is_map=False), r"wanted int32 \(2, 1, 1\)"),
+        (lambda d: d["outputs"].clear(), "there is no output"),
+    ],
+)
+def test_what_does_not_fit_together_on_levels_is_refused(change, message):
+    described, tensors = two_levels().to_dict()
+    change(described)
+    with pytest.raises(ValueError, match=message) as error:
+        Program.from_dict(described, tensors)
+    assert "\n" not in str(error.value)

@@ -159,6 +159,8 @@ def _images(batches: Iterable[Any], model: nn.Module) -> list[Tensor]:
             images.append(first.to(device))
     if not images:
         raise QuantizationError("calibration: no images")
+    if not all(bool(torch.isfinite(batch).all()) for batch in images):
+        raise QuantizationError("calibration: the images hold NaN or infinity")
     return images
 
 

@@ -247,12 +247,17 @@ class _Lowering:
         return Grid.over(low, high, bits)
 
     def _groups(self, step: Step) -> list[Tensor]:
-        """Filters of a layer that get a range together."""
+        """Filters of a layer that get a range together.
+
+        All of them at both ends of the net, in convolutions, and where a group norm, which reads
+        channels side by side, takes the sums as they are.
+        """
         assert step.weight is not None
         assert step.window is not None
         everything = torch.arange(len(step.weight))
         at_an_end = self.is_first(step) or self.is_last(step)
-        if step.kind != "adder" or step.window.groups > 1 or at_an_end:
+        whole = at_an_end or self.is_wide(step) or step.window.groups > 1
+        if step.kind != "adder" or whole:
             return [everything]
         return kmeans(step.weight.abs().flatten(1).amax(1), self.config.groups)
 

@@ -70,6 +70,8 @@ class _Integers(nn.Module):
             )  # fmt: skip
         sums = getattr(_ops, f"{self.kind}_int8")(*operands).to(torch.int64)
         numbers = sums * self.multiplier[:, None, None] + self.offset[:, None, None]
+        if residual is not None:
+            numbers = numbers + self.residual_multiplier * residual.to(torch.int64)
         return (numbers >> self.shift).clamp(self.low, self.high).to(torch.int32)
 
     def requantisation(self) -> p.Requantisation:
