@@ -27,8 +27,8 @@ def feature_sparsity(model: Any, images: Sequence[Tensor]) -> dict[str, float]:
         Shares from 0 to 1: "c3" to "c5" (from "c2" for Faster R-CNN), "p3" to "p5".
 
     Raises:
-        TypeError: if the model has no backbone with a neck, or was quantised.
-        ValueError: if there are no images.
+        TypeError: if the model has no backbone with a neck.
+        ValueError: if there are no images, or the model was quantised.
     """
     if not len(images):
         raise ValueError("images must hold at least one image, got none")
@@ -58,6 +58,7 @@ def zero_maps(model: Any, image: Tensor) -> dict[str, Tensor]:
 
     Raises:
         TypeError: if the model has no backbone with a neck.
+        ValueError: if the model was quantised.
     """
     maps, inside = _levels(model, [image])
     return {name: (inside(level, 0) == 0).float().mean(0).cpu() for name, level in maps.items()}
@@ -73,7 +74,7 @@ def _levels(
             f"model must be a detector of torchadder.detection, got {type(model).__name__}"
         )
     if getattr(model, "integers", None) is not None:
-        raise TypeError("the maps of a quantised detector are integers; measure the float one")
+        raise ValueError("the maps of a quantised detector are integers; measure the float one")
     device = next(pyramid.parameters()).device
     with torch.no_grad(), _evaluating(model):
         batch, _ = model.transform([image.to(device) for image in images])
