@@ -22,6 +22,7 @@ from torchadder.quantize import (
     interpreter,
 )
 from torchadder.quantize import program as p
+from torchadder.quantize.fake import FakeQuantization
 
 TINY = {"backbone_width": 4, "neck_channels": 8, "num_head_convs": 1}
 KINDS = {
@@ -209,6 +210,16 @@ def test_operations_are_those_of_the_float_detector(quantised):
     calls = {row.name: row.calls for row in two.layers}
     assert calls["head.regression_head.bbox_reg"] == len(integers.backbone.levels)
     assert two.energy_pj < one.energy_pj / 5
+    # The whole detector: 40 x 60 pixels are resized to 64 x 96, two images side by side.
+    pair = ta.energy.count(integers, [(3, 40, 60), (3, 64, 96)])
+    assert (pair.num_mul, pair.num_add) == (2 * two.num_mul, 2 * two.num_add)
+    plain = detection.count_operations(integers, 64, 96, include_elementwise=True)
+    norms = {row.name: row for row in plain.layers if row.op == "group_norm"}
+    assert set(norms) == {n for n, one in whole.named_modules() if isinstance(one, nn.GroupNorm)}
+    row = norms.get("backbone.neck.output.p3.norm")
+    numbers = 8 * 8 * 12  # 8 channels
+    if row is not None:
+        assert (row.num_mul, row.num_add, row.dtype) == (2 * numbers, 4 * numbers, "float32")
 
 
 def test_what_a_detector_of_integers_does_not_do(quantised, tmp_path):
@@ -249,6 +260,19 @@ def test_other_integers(calibrated, config):
             assert int(values[step.input].max()) < 2**config.bits
     ends = ["head.classification_head.cls_logits", "backbone.body.conv1"]
     assert all((end in program.float_layers) == (config.last == "float") for end in ends)
+
+
+def test_fake_layers_compute_what_the_integers_of_a_detector_compute(calibrated):
+    whole, calibration = calibrated
+    config = Int8Config(bits=4)
+    program, ranges = calibration.lower(config)
+    images = whole.core_images(IMAGES[:2])
+    with torch.no_grad():
+        floats = whole.integer_core()(images)
+        with FakeQuantization(whole, ranges, config):
+            fakes = whole.integer_core()(images)
+    for one, two, three in zip(fakes[:3], IntegerNet(program)(images)[:3], floats[:3], strict=True):
+        assert (one - two).square().sum() < 0.5 * (three - two).square().sum()
 
 
 @pytest.mark.slow

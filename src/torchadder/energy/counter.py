@@ -33,7 +33,7 @@ from torchadder.energy.formulas import (
 from torchadder.energy.integers import program_operations
 from torchadder.energy.operations import MEMORY, REQUANTISE, Operations, requantise
 from torchadder.energy.report import EnergyReport, LayerCount
-from torchadder.quantize.net import IntegerNet
+from torchadder.quantize import HasCore, integer_net
 
 _INTEGER_SIDE = "integer side"
 """Kind of the tallies from which rows of requantisation and memory traffic are made."""
@@ -102,12 +102,16 @@ def count(
     for value in inputs:
         _check_input(value)
     how = _Costing(costs or CostTable(), dtype, include_requantisation, memory)
-    if isinstance(model, IntegerNet):
-        rows = list(
-            program_operations(
-                model.program(), _batch_of(inputs), include_elementwise=include_elementwise
-            )
-        )
+    held = integer_net(model)
+    if held is not None:
+        program = held.program()
+        if isinstance(model, HasCore):
+            # The size that the net sees: a detector resizes and pads its images.
+            images = model.core_images(_materialise(inputs[0], torch.device("cpu"), torch.float32))
+            program, batch = program.resized(*images.shape[2:]), len(images)
+        else:
+            batch = _batch_of(inputs)
+        rows = list(program_operations(program, batch, include_elementwise=include_elementwise))
         return _report(model, rows, {row.name for row in rows}, how, "meta", "")
     on_meta = _Recorder(include_elementwise)
     device, note = "meta", ""
