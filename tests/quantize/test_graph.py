@@ -241,6 +241,20 @@ def test_integers_of_levels():
     assert net(images[..., :4, :8])[1].shape == (4, 3, 2, 4)
 
 
+@pytest.mark.parametrize(
+    "middle", [nn.AdaptiveAvgPool2d(2), nn.AdaptiveAvgPool2d(1)], ids=["windows", "image"]
+)
+def test_maps_with_a_mean_over_the_image_take_one_size(middle):
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Conv2d(2, 3, 1), middle, nn.Upsample(scale_factor=2)).eval()
+    images = torch.randn(4, 2, 8, 8)
+    with pytest.raises(QuantizationError, match="images of unequal sizes"):
+        ta.quantize_(net, [images, images[..., :4]])
+    ta.quantize_(net, [images])
+    with pytest.raises(ValueError, match=r"images must have shape \(N, 2, 8, 8\), for which the"):
+        net(images[..., :4])
+
+
 class Reused(nn.Module):
     """What is added to a later layer keeps its own value for others."""
 

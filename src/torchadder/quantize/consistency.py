@@ -77,6 +77,10 @@ def check(program: Program) -> None:
             _check_shared(step, steps[step.shared], values)
         makers[step.output] = steps[step.name] = step
     _want(len(program.outputs) > 0, "there is no output")
+    fixed = [step.name for step in program.steps if isinstance(step, Flatten)]
+    fixed += [output.name for output in program.outputs if not output.is_map]
+    for name in fixed if program.takes_any_size else ():
+        raise ValueError(f"integer program: {name} depends on the size of the images")
     for result in program.outputs:
         _want(result.name in values, f"nothing makes the output {result.name}")
         last = values[result.name]

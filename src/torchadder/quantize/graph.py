@@ -73,6 +73,7 @@ class FloatGraph:
         input: Name of the images.
         outputs: Names of the logits and maps, in the order in which the net returns them.
         are_maps: Whether each of them is an image.
+        takes_any_size: Whether `module` runs on images of any size, and the steps hold for all.
         steps: The steps.
         module: The net as exported, for running it node by node.
         nodes: Name of the node after which each value is complete, by the value's name.
@@ -81,17 +82,10 @@ class FloatGraph:
     input: str
     outputs: tuple[str, ...]
     are_maps: tuple[bool, ...]
+    takes_any_size: bool
     steps: list[Step]
     module: fx.GraphModule = field(repr=False)
     nodes: dict[str, str] = field(repr=False)
-
-    @property
-    def takes_any_size(self) -> bool:
-        """Whether `module` runs on images of any size, and the steps hold for all of them."""
-        return all(self.are_maps) and not any(
-            step.kind == "flatten" or (step.kind == "avg_pool" and step.kernel is None)
-            for step in self.steps
-        )
 
     def readers(self, value: str) -> list[Step]:
         """The steps that read a value."""

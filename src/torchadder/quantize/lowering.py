@@ -147,6 +147,7 @@ class _Lowering:
             steps=tuple(self.steps),
             values=self.values,
             bits=self.config.bits,
+            takes_any_size=graph.takes_any_size,
         )
         return program, list(self.ranges.values())
 

@@ -161,4 +161,5 @@ class IntegerNet(nn.Module):
             steps=tuple(call.step() for call in self._calls),
             values=self.values_of,
             bits=self.bits,
+            takes_any_size=self.takes_any_size,
         )

@@ -107,6 +107,8 @@ class Program:
         steps: In the order of computation.
         values: Every value by its name, the images and the logits among them.
         bits: Width of the integers that layers compute with; 8 or fewer, for the record.
+        takes_any_size: Whether nothing but the shapes of values depends on the size of the images.
+            So it is where all outputs are maps, nothing is flattened, and means are over windows.
     """
 
     input: Input
@@ -114,6 +116,7 @@ class Program:
     steps: tuple[Step, ...]
     values: Mapping[str, Value]
     bits: int = 8
+    takes_any_size: bool = False
 
     def __post_init__(self) -> None:
         consistency.check(self)
@@ -134,18 +137,6 @@ class Program:
             step.name
             for step in self.steps
             if isinstance(step, FloatLayer | GroupNorm) and step.shared is None
-        )
-
-    @property
-    def takes_any_size(self) -> bool:
-        """Whether nothing but the sizes of its values depends on the size of the images.
-
-        So it is where all outputs are maps, nothing is flattened and no mean is over a whole image.
-        """
-        return all(output.is_map for output in self.outputs) and not any(
-            isinstance(step, Flatten)
-            or (isinstance(step, AvgPool) and step.kernel == self.values[step.input].shape[1:])
-            for step in self.steps
         )
 
     def resized(self, height: int, width: int) -> Program:
@@ -181,6 +172,7 @@ class Program:
         described = {
             "version": FORMAT_VERSION,
             "bits": self.bits,
+            "takes_any_size": self.takes_any_size,
             "input": dataclasses.asdict(self.input),
             "outputs": [dataclasses.asdict(output) for output in self.outputs],
             "values": [dataclasses.asdict(value) for value in self.values.values()],
@@ -210,6 +202,7 @@ class Program:
                 steps=tuple(storage.read_step(step, tensors) for step in described["steps"]),
                 values={value.name: value for value in values},
                 bits=described["bits"],
+                takes_any_size=described.get("takes_any_size", False),
             )
         except (KeyError, TypeError, AttributeError) as error:
             reason = str(error).splitlines()[0]
