@@ -1,8 +1,9 @@
 """Integer nets from trained ones: `torchadder.quantize_`.
 
 `tracing` writes a float net down as steps (`graph`), `ranges` finds the ranges of its values,
-`lowering` makes integers of both: a `Program`, which `interpreter` explains and `net` and `modules`
-run fast. `core` says what a model has to offer of which only a part becomes integers.
+`choosing` says which integers they get, and `lowering` makes a `Program` of it, which `interpreter`
+explains and `net` and `modules` run fast. `core` says what a model has to offer of which only a
+part becomes integers.
 """
 
 from __future__ import annotations

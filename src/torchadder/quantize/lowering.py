@@ -1,21 +1,12 @@
 """From a float net's steps and ranges to an integer program.
 
-Who shares a scale with whom is decided here:
+Which integers its values have is chosen before, in `torchadder.quantize.choosing`. What is done
+with them here:
 
-* The output of a max pool, an enlargement or a flattening has the integers of what it reads.
-* Uses of one layer have one range of what they read and one of what they make, and so one set of
-  filters and one requantisation (`torchadder.quantize.sharing`).
-* A value that only adder layers or convolutions of one width read gets integers of that width. One
-  that a residual, a mean or a layer of another width reads, too, gets bytes.
-* An adder layer's filters have the integers of the value it reads, directly where that value has
-  the layer's width, so that several layers reading one value agree on its range. Otherwise, and
-  where a layer's filters form groups, the layer or group has a range of its own and the value is
-  requantised for it.
 * Filters are cut to the range: for every x in it, `|x - w| = |x - cut(w)| + |w - cut(w)|`, and the
   second term is a constant of the filter.
 * Filters of convolutions have a symmetric scale for each output channel.
-* What only group norms read keeps 16 bits of its range: a norm's statistics are those of the image,
-  so the range that is right for it is not known before.
+* Factors, shifts and residuals become one fixed-point requantisation behind each layer.
 """
 
 from __future__ import annotations
@@ -29,12 +20,11 @@ from torch import Tensor
 
 from torchadder.ops.int8.schema import MAX_TERMS
 from torchadder.quantize import program as p
-from torchadder.quantize import sharing
-from torchadder.quantize.config import MAX_BITS, Int8Config
-from torchadder.quantize.graph import PASSING, FloatGraph, QuantizationError, Step
+from torchadder.quantize.choosing import Choice, Part
+from torchadder.quantize.config import Int8Config
+from torchadder.quantize.graph import FloatGraph, QuantizationError, Step
 from torchadder.quantize.grids import INT32, Grid, fixed_point
-from torchadder.quantize.grouping import kmeans
-from torchadder.quantize.ranges import Histogram, choose, clipped_share
+from torchadder.quantize.ranges import Histogram, clipped_share
 from torchadder.quantize.steps import NORM_LIMIT
 
 LOGIT_STEPS = 2**20
@@ -73,14 +63,6 @@ class LayerRange:
     clipped_weights: float
 
 
-@dataclass(frozen=True)
-class _Part:
-    """Filters of a layer that share a grid."""
-
-    filters: Tensor
-    grid: Grid
-
-
 def lower(
     graph: FloatGraph,
     histograms: Mapping[str, Histogram],
@@ -112,11 +94,8 @@ class _Lowering:
         self, graph: FloatGraph, histograms: Mapping[str, Histogram], config: Int8Config
     ) -> None:
         self.graph, self.histograms, self.config = graph, histograms, config
+        self.choice = Choice(graph, histograms, config)
         self.shapes = graph.shapes()
-        self.sharing = sharing.find(graph)
-        self.makers = {step.output: step for step in graph.steps}
-        self.grids: dict[str, Grid] = {}
-        self.parts: dict[str, list[_Part]] = {}
         self.steps: list[p.Step] = []
         self.values: dict[str, p.Value] = {}
         self.ranges: dict[str, LayerRange] = {}
@@ -126,11 +105,8 @@ class _Lowering:
     def run(
         self, mean: tuple[float, ...] | None, std: tuple[float, ...] | None
     ) -> tuple[p.Program, list[LayerRange]]:
-        """Grids for all values first, then the steps."""
+        """Every step, then the outputs."""
         graph = self.graph
-        for value in [graph.input, *self.makers]:
-            if self.root(value) == value:
-                self._choose_grids(value)
         self._value(graph.input, self._dtype(graph.input))
         for step in graph.steps:
             self._emit(step)
@@ -151,121 +127,16 @@ class _Lowering:
         )
         return program, list(self.ranges.values())
 
-    # Who shares integers --------------------------------------------------------------------------
-
-    def root(self, value: str) -> str:
-        """The value whose integers this one has."""
-        return self.sharing.alike[value]
-
-    def bits(self, step: Step) -> int:
-        """Width of the integers of a layer."""
-        at_an_end = self.is_first(step) or self.is_last(step)
-        return MAX_BITS if at_an_end else self.config.bits
-
-    def is_first(self, step: Step) -> bool:
-        """Whether a layer reads the images."""
-        return self.root(step.inputs[0]) == self.root(self.graph.input)
-
-    def is_last(self, step: Step) -> bool:
-        """Whether a layer makes logits."""
-        return step.output in self.graph.outputs
-
-    def is_float(self, step: Step) -> bool:
-        """Whether a layer stays in float."""
-        first = self.is_first(step) and self.config.first == "float"
-        last = self.is_last(step) and self.config.last == "float"
-        last &= not self.graph.readers(step.output)
-        return step.kind == "conv" and len(step.inputs) == 1 and (first or last)
-
-    def is_wide(self, step: Step) -> bool:
-        """Whether what a layer makes keeps more than 8 bits for the group norms behind it."""
-        return sharing.is_wide(step, self.graph) and not self.is_float(step)
+    # Steps ----------------------------------------------------------------------------------------
 
     def _dtype(self, value: str) -> p.DType:
         """Images that only layers in float read stay as they are."""
         readers = self.graph.readers(value)
-        in_float = all(step.kind == "conv" and self.is_float(step) for step in readers)
+        in_float = all(step.kind == "conv" and self.choice.is_float(step) for step in readers)
         return "float32" if value == self.graph.input and in_float else "uint8"
 
-    def _choose_grids(self, root: str) -> None:
-        """Integers of a value and, where they differ, of the layers that read it."""
-        if root in self.makers and self.is_wide(self.makers[root]):
-            return
-        histogram = self.histograms[root]
-        layers, others = [], any(self.root(value) == root for value in self.graph.outputs)
-        for step in self.graph.steps:
-            for place, value in enumerate(step.inputs):
-                if self.root(value) != root or step.kind in PASSING:
-                    continue
-                if place == 0 and step.kind in ("adder", "conv"):
-                    layers.append(step)
-                else:
-                    others = True
-        groups = {step.output: self._groups(step) for step in layers}
-        grouped = any(len(parts) > 1 for parts in groups.values())
-        widths = {self.bits(step) for step in layers}
-        bits = MAX_BITS if others or grouped or len(widths) != 1 else widths.pop()
-        direct = [
-            step for step in layers if self.bits(step) == bits and len(groups[step.output]) == 1
-        ]
-        grid = self._grid(root, histogram, bits, [s for s in direct if s.kind == "adder"])
-        self.grids[root] = grid
-        for step in layers:
-            if step in direct:
-                self.parts[step.output] = [_Part(groups[step.output][0], grid)]
-                continue
-            assert step.weight is not None
-            self.parts[step.output] = [
-                _Part(filters, self._part_grid(step, histogram, filters, len(parts)))
-                for parts in (groups[step.output],)
-                for filters in parts
-            ]
-
-    def _grid(self, value: str, histogram: Histogram, bits: int, direct: list[Step]) -> Grid:
-        own = [step for step in direct if not self.sharing.is_again(step)]
-        filters = [step.weight.flatten() for step in own if step.weight is not None]
-        weights = torch.cat(filters) if filters else None
-        low, high = choose(histogram, self.config, bits, weights=weights)
-        if low == high:
-            maker = self.makers.get(value)
-            what = f"{maker.name}: its output is" if maker else "calibration: the images are"
-            raise QuantizationError(f"{what} 0 for all calibration images: a range of zero")
-        return Grid.over(low, high, bits)
-
-    def _part_grid(
-        self, step: Step, histogram: Histogram, filters: Tensor, num_groups: int
-    ) -> Grid:
-        """Integers of a layer, or of a group of its filters, that requantises what it reads."""
-        assert step.weight is not None
-        bits = self.bits(step)
-        weights = step.weight[filters] if step.kind == "adder" else None
-        low, high = choose(histogram, self.config, bits, weights=weights)
-        if num_groups > 1 and weights is not None:
-            # Beyond the largest weight of the group, |x - w| grows alike for all its filters.
-            largest = float(weights.abs().max())
-            if largest > 0:
-                low, high = max(low, -largest), min(high, largest)
-        return Grid.over(low, high, bits)
-
-    def _groups(self, step: Step) -> list[Tensor]:
-        """Filters of a layer that get a range together.
-
-        All of them at both ends of the net, in convolutions, and where a group norm, which reads
-        channels side by side, takes the sums as they are.
-        """
-        assert step.weight is not None
-        assert step.window is not None
-        everything = torch.arange(len(step.weight))
-        at_an_end = self.is_first(step) or self.is_last(step)
-        whole = at_an_end or self.is_wide(step) or step.window.groups > 1
-        if step.kind != "adder" or whole:
-            return [everything]
-        return kmeans(step.weight.abs().flatten(1).amax(1), self.config.groups)
-
-    # Steps ----------------------------------------------------------------------------------------
-
     def _value(self, name: str, dtype: p.DType = "uint8", grid: Grid | None = None) -> p.Value:
-        grid = grid or self.grids[self.root(name)]
+        grid = grid or self.choice.grids[self.choice.root(name)]
         scale, zero_point = (1.0, 0) if dtype == "float32" else (grid.scale, grid.zero_point)
         value = p.Value(name, self.shapes[name], scale, zero_point, dtype)
         self.values[name] = value
@@ -319,15 +190,15 @@ class _Lowering:
     def _limits(self, step: Step, result: p.Value) -> tuple[int, int]:
         """Smallest and largest integer that a step, or a group of its filters, makes."""
         if result.dtype == "int32":
-            low, high = (-NORM_LIMIT, NORM_LIMIT) if self.is_wide(step) else INT32
+            low, high = (-NORM_LIMIT, NORM_LIMIT) if self.choice.is_wide(step) else INT32
             return (0 if step.relu else low), high
-        levels = self.grids[self.root(step.output)].levels
+        levels = self.choice.grids[self.choice.root(step.output)].levels
         return (result.zero_point if step.relu else 0), levels
 
     def _layer(self, step: Step, name: str) -> None:
         assert step.weight is not None
         assert step.window is not None
-        if step.kind == "conv" and self.is_float(step):
+        if step.kind == "conv" and self.choice.is_float(step):
             self._float_layer(step, name)
             return
         terms = step.weight[0].numel()
@@ -337,8 +208,8 @@ class _Lowering:
         source = self.values[step.inputs[0]]
         result = self._result(step)
         residual = self.values[step.inputs[1]] if len(step.inputs) > 1 else None
-        parts = self.parts[step.output]
-        own = self.grids[self.root(source.name)]
+        parts = self.choice.parts[step.output]
+        own = self.choice.grids[self.choice.root(source.name)]
         if len(parts) == 1:
             value = source
             if parts[0].grid != own:
@@ -368,9 +239,9 @@ class _Lowering:
 
     def _result(self, step: Step) -> p.Value:
         """The value that a layer makes: bytes, or integers for logits and for group norms."""
-        if self.is_wide(step):
+        if self.choice.is_wide(step):
             return self._integers(step.output, step.output, NORM_STEPS)
-        if self.is_last(step) and not self.graph.readers(step.output):
+        if self.choice.is_last(step) and not self.graph.readers(step.output):
             return self._integers(step.output, step.output, LOGIT_STEPS)
         return self._value(step.output)
 
@@ -379,7 +250,7 @@ class _Lowering:
         histogram = self.histograms[value]
         largest = max(abs(histogram.low), abs(histogram.high))
         if largest == 0:
-            maker = self.makers[value].name
+            maker = self.choice.makers[value].name
             raise QuantizationError(
                 f"{maker}: its output is 0 for all calibration images: a range of zero"
             )
@@ -404,9 +275,9 @@ class _Lowering:
         self, step: Step, name: str, source: p.Value, result: p.Value, label: str = ""
     ) -> bool:
         """Adds another use of a layer, or of a group of its filters, if the step is one."""
-        if not self.sharing.is_again(step):
+        if not self.choice.sharing.is_again(step):
             return False
-        first = self.names[self.sharing.first[step.output].output] + label
+        first = self.names[self.choice.sharing.first[step.output].output] + label
         self.steps.append(
             dataclasses.replace(
                 self._made[first],
@@ -437,7 +308,7 @@ class _Lowering:
         self,
         step: Step,
         name: str,
-        part: _Part,
+        part: Part,
         source: p.Value,
         result: p.Value,
         residual: p.Value | None,
@@ -462,7 +333,7 @@ class _Lowering:
                 beyond = (weight - weight.clamp(grid.low, grid.high)).abs().sum((1, 2, 3))
                 shift = shift - scale * beyond
         else:
-            integers, steps = conv_filters(weight, self.bits(step), self.config)
+            integers, steps = conv_filters(weight, self.choice.bits(step), self.config)
             factors = scale * steps * source.scale
             shift = shift - factors * source.zero_point * integers.double().sum((1, 2, 3))
         residual_factor, constants = 0.0, shift / result.scale + result.zero_point
@@ -496,13 +367,13 @@ class _Lowering:
             half = 0.5 * grid.scale
             outside = (weight < grid.low - half) | (weight > grid.high + half)
             beyond_weights = float(outside.double().mean())
-        histogram = self.histograms[self.root(step.inputs[0])]
+        histogram = self.histograms[self.choice.root(step.inputs[0])]
         clipped = clipped_share(
             histogram, grid.low - 0.5 * grid.scale, grid.high + 0.5 * grid.scale
         )
         self.ranges[name] = LayerRange(
-            name, step.kind, step.name, (step.output,), filters, self.bits(step), grid, clipped,
-            beyond_weights,
+            name, step.kind, step.name, (step.output,), filters, self.choice.bits(step), grid,
+            clipped, beyond_weights,
         )  # fmt: skip
 
     def _float_layer(self, step: Step, name: str) -> None:
@@ -510,7 +381,7 @@ class _Lowering:
         assert step.window is not None
         assert step.scale is not None
         assert step.shift is not None
-        result = self._value(step.output, "float32" if self.is_last(step) else "uint8")
+        result = self._value(step.output, "float32" if self.choice.is_last(step) else "uint8")
         if self._use_again(step, name, self.values[step.inputs[0]], result):
             return
         weight = step.weight.double() * step.scale[:, None, None, None]
