@@ -1,6 +1,9 @@
 """Detectors from head to tail in integers: the four necks, sizes, files, refusals."""
 
 import copy
+import os
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -260,6 +263,34 @@ def test_other_integers(calibrated, config):
             assert int(values[step.input].max()) < 2**config.bits
     ends = ["head.classification_head.cls_logits", "backbone.body.conv1"]
     assert all((end in program.float_layers) == (config.last == "float") for end in ends)
+
+
+@pytest.mark.slow
+def test_other_instruction_sets_give_the_same(calibrated, tmp_path):
+    """Group norms, which torch's own kernels compute, included."""
+    whole, calibration = calibrated
+    integers = copy.deepcopy(whole)
+    integers.use_integers_(IntegerNet(calibration.lower(Int8Config())[0]))
+    path = ta.save(integers, tmp_path / "detector.safetensors")
+    code = (
+        "import torch, torchadder as ta\n"
+        f"net = ta.load({str(path)!r}).integers\n"
+        "images = torch.arange(2 * 3 * 64 * 96).mul(37).remainder(256).to(torch.uint8)\n"
+        "maps = net.integers(images.reshape(2, 3, 64, 96))\n"
+        "print([one.double().mul(torch.arange(one.numel()).reshape(one.shape) % 101).sum().item()"
+        " for one in maps])\n"
+    )
+    found = set()
+    for capability in ("portable", "avx2", ""):
+        chosen = {"TORCHADDER_CPU_CAPABILITY": capability} if capability else {}
+        chosen |= {"ATEN_CPU_CAPABILITY": "default"} if capability == "portable" else {}
+        result = subprocess.run(
+            [sys.executable, "-c", code],
+            env={**os.environ, **chosen}, capture_output=True, text=True,
+        )  # fmt: skip
+        assert result.returncode == 0, result.stderr
+        found.add(result.stdout)
+    assert len(found) == 1, found
 
 
 def test_fake_layers_compute_what_the_integers_of_a_detector_compute(calibrated):

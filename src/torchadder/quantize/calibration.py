@@ -54,7 +54,8 @@ class Calibration:
             raise QuantizationError("the net is in training mode: call model.eval() first")
         core = model
         if isinstance(model, HasCore):
-            core = model.integer_core().eval()
+            core = model.integer_core()
+            core.training = False  # not eval(), which would reach into the model
             batches = (model.core_images(batch) for batch in batches)
         self.batches = _images(batches, model)
         self.graph = trace(core, self.batches[0])
