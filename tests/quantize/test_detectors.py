@@ -12,6 +12,7 @@ from torch.nn import functional as F
 
 import torchadder as ta
 from small_detectors import scenes, small
+from small_programs import every_step
 from torchadder import detection
 from torchadder.export import ExportError
 from torchadder.quantize import (
@@ -366,6 +367,19 @@ def test_what_cannot_be_done_is_refused_and_the_detector_stays(make, batches, er
         torch.equal(value, before[name]) or value.isnan().any()
         for name, value in found.state_dict().items()
     )
+
+
+def test_an_integer_net_of_something_else_is_refused(tmp_path):
+    found, net = plain(), IntegerNet(every_step())
+    modules = list(found.modules())
+    message = "net makes 1 outputs, wanted 3 maps for each of 3 levels, of images of any size"
+    with pytest.raises(ValueError, match=message):
+        found.use_integers_(net)
+    assert list(found.modules()) == modules
+    net.config, net.built_by = found.config, found.built_by
+    path = ta.save(net, tmp_path / "net.safetensors")
+    with pytest.raises(ta.checkpoint.CheckpointError, match=f"no detector's: {message}"):
+        ta.load(path)
 
 
 @pytest.mark.slow

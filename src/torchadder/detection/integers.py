@@ -166,9 +166,19 @@ class HasDenseMaps:
             return self.transform(images)[0].tensors
 
     def use_integers_(self, net: IntegerNet) -> None:
-        """Put the integer net in the place of backbone, neck and head."""
+        """Put the integer net in the place of backbone, neck and head.
+
+        Raises:
+            ValueError: If it does not make this detector's maps.
+        """
         sizes = map_channels(self.head, self.num_classes)
-        pyramid = IntegerPyramid(net, self.backbone.neck.all_levels, len(sizes))
+        levels = self.backbone.neck.all_levels
+        if len(net.outputs) != len(levels) * len(sizes) or not net.takes_any_size:
+            raise ValueError(
+                f"net makes {len(net.outputs)} outputs, wanted {len(sizes)} maps for each of "
+                f"{len(levels)} levels, of images of any size"
+            )
+        pyramid = IntegerPyramid(net, levels, len(sizes))
         pyramid.out_channels = self.backbone.out_channels
         head = IntegerHead(net, sizes)
         training = self.backbone.training
