@@ -314,3 +314,14 @@ def test_recipes_that_cannot_be_built(overrides, message):
     broken = recipe(**overrides)
     with pytest.raises(ValueError, match=message):
         build_task(broken, open_data(broken))
+
+
+@pytest.mark.parametrize("method", ["conv", "adder_b"])
+def test_one_name_of_the_backbones_weights_serves_both_kinds(tmp_path, method):
+    """What "{kind}" stands for is what the backbone is made of; a run folder means its best."""
+    kind = "conv" if method == "conv" else "adder"
+    net = torchadder.models.resnet18(num_classes=10, conv=kind, width=4)
+    torchadder.save(net, tmp_path / f"run_{kind}" / "checkpoints" / "best.safetensors")
+    one = recipe(method, **{"detection.backbone_weights": str(tmp_path / "run_{kind}")})
+    body = build_task(one, open_data(one)).model.backbone.body
+    assert torch.equal(body.layer4[1].conv2.weight, net.layer4[1].conv2.weight)

@@ -21,6 +21,7 @@ NETS = {
     "lenet5bn": "lenet5_bn",
     "vggsmall": "vgg_small",
     "resnet18": "resnet18",
+    "resnet18narrow": "resnet18",
     "resnet20": "resnet20",
     "resnet32": "resnet32",
     "resnet50": "resnet50",

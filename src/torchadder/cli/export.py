@@ -82,8 +82,8 @@ def _to_c(args: Any) -> None:
     from torchadder.export import to_c
     from torchadder.export.c.folder import check_place
     from torchadder.quantize import Int8Config, IntegerNet
-    from torchadder.training.evaluation import weights_of
     from torchadder.training.quantization import QuantizedCheckpoint
+    from torchadder.training.weights import weights_of
 
     # Calibration takes a while: what is wrong with the folder is said before.
     check_place(Path(args.output), force=args.force)
@@ -107,7 +107,7 @@ def _net(path: str) -> tuple[nn.Module, Tensor]:
 
     from torchadder import checkpoint
     from torchadder.quantize import IntegerNet
-    from torchadder.training.evaluation import weights_of
+    from torchadder.training.weights import weights_of
 
     found = _classifier(weights_of(path))
     model = checkpoint.load(found)

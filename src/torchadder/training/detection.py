@@ -10,6 +10,7 @@ from torchadder.checkpoint import CheckpointError, load_into
 from torchadder.data.detection import DetectionData, DetectionDataError
 from torchadder.tasks.detection import Detection
 from torchadder.training.recipe import DataConfig, DetectionConfig, Recipe, RecipeError
+from torchadder.training.weights import weights_of
 
 OPENING = (
     "format",
@@ -116,6 +117,9 @@ def build_detector(recipe: Recipe, num_classes: int) -> Any:
     for name, values in (("image_mean", recipe.data.mean), ("image_std", recipe.data.std)):
         if values is not None:
             arguments[name] = list(values)
+    if config.backbone_weights is not None:
+        kind = "adder" if "B" in config.adder else "conv"
+        arguments["backbone_weights"] = weights_of(config.backbone_weights.replace("{kind}", kind))
     arguments |= {"min_size": max(config.shorter), "max_size": config.longer}
     try:
         model = detection.build(

@@ -25,9 +25,9 @@ from torchadder.data.images import to_tensor
 from torchadder.detection import CocoAP, VocAP
 from torchadder.tasks.detection import Detection
 from torchadder.training.detection import data_of, sections_of
-from torchadder.training.evaluation import weights_of
 from torchadder.training.recipe import DataConfig, DetectionConfig, check_keys
 from torchadder.training.validation import validate
+from torchadder.training.weights import weights_of
 
 
 @dataclass

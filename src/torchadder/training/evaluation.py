@@ -21,6 +21,7 @@ from torchadder.data.sources import IMAGE_SUFFIXES
 from torchadder.tasks import Classification
 from torchadder.training.recipe import DataConfig, check_keys
 from torchadder.training.validation import validate
+from torchadder.training.weights import weights_of
 
 
 @dataclass
@@ -50,23 +51,6 @@ class Prediction:
     names: list[str]
     probabilities: list[float]
     error: str | None = None
-
-
-def weights_of(path: str | os.PathLike[str]) -> Path:
-    """The weights that a path means: a file, or the best ones of a run folder.
-
-    Raises:
-        CheckpointError: If it is the state of a training run, which holds more than weights.
-    """
-    path = Path(path)
-    if (path / "checkpoints").is_dir():
-        path = path / "checkpoints" / "best.safetensors"
-    if path.suffix == ".ckpt":
-        raise CheckpointError(
-            f"{path} is the state of a training run; its weights are in "
-            f"{path.with_suffix('.safetensors')}"
-        )
-    return path
 
 
 def is_detector(path: str | os.PathLike[str]) -> bool:

@@ -250,7 +250,9 @@ class DetectionConfig:
             a conv detector.
         backbone: resnet18, resnet34, resnet50 or resnet101.
         backbone_width: Channels of its first stage; 64 is the net of that name.
-        backbone_weights: Checkpoint of a classifier of ours to start the backbone from.
+        backbone_weights: Checkpoint of a classifier of ours to start the backbone from, or its run
+            folder. "{kind}" in it becomes "adder" or "conv", what the backbone is made of, so that
+            one value serves all rows of a table.
         neck: "fpn", "pafpn", "pafpn_shortcut" or "r_pafpn".
         neck_channels: Channels of neck and head.
         num_head_convs: Layers of each tower of the head.
