@@ -79,7 +79,7 @@ def run(args: Any) -> None:
         raise UserError(f"--batch_size = {args.batch_size}: at least 1 is wanted")
     import torch
 
-    from torchadder.training.evaluation import weights_of
+    from torchadder.training.weights import weights_of
 
     if args.threads is not None:
         torch.set_num_threads(args.threads)
