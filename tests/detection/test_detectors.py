@@ -1,6 +1,5 @@
 """Detectors as a whole: that they train, detect, and are what their arguments say."""
 
-import doctest
 import itertools
 import json
 import re
@@ -286,10 +285,6 @@ def test_bad_arguments(name, arguments, message):
     with pytest.raises(ValueError, match=message) as error:
         small(name, **{"adder": "BN", **arguments})
     assert "\n" not in str(error.value)
-
-
-def test_doctests():
-    assert doctest.testmod(detection) == (0, 3)
 
 
 def test_more_bad_arguments():

@@ -228,12 +228,3 @@ def test_schedules():
 def test_bad_schedules(arguments, message):
     with pytest.raises(ValueError, match=message):
         ExponentSchedule(**arguments)
-
-
-def test_doctests():
-    import doctest
-
-    for module in (ta.lp.layer, ta.lp.schedule, ta.lp.exponent):
-        result = doctest.testmod(module)
-        assert result.attempted
-        assert not result.failed

@@ -1,8 +1,6 @@
 """The table, the curve, the signs of masking."""
 
 import csv
-import doctest
-import importlib
 import json
 
 import pytest
@@ -251,6 +249,22 @@ def test_surrogate_weaker_than_the_true_gradient():
     assert not names(measured("iterative", 10), measured("iterative", 40, "sign"))
 
 
+def test_surrogate_weaker_than_the_true_gradient_in_a_small_ball():
+    """Where the attacks' own epsilon leaves nothing, the curve still tells the two apart."""
+    radii = (0.0, 1 / 255, 2 / 255, 8 / 255)
+    weak = Curve("batch", "surrogate", radii, (0.8, 0.35, 0.15, 0.0))
+    strong = Curve("batch", "sign", radii, (0.8, 0.2, 0.1, 0.0))
+    signs, _ = find_signs([], [weak, strong], [])
+    (sign,) = signs
+    assert sign.name == "surrogate weaker than the true gradient"
+    assert "epsilon 1/255: PGD with the surrogate gradient leaves 35.0 %" in sign.text
+    assert "the true sign 20.0 %" in sign.text
+    swapped = [Curve("batch", "sign", radii, weak.accuracies)]
+    swapped.append(Curve("batch", "surrogate", radii, strong.accuracies))
+    assert not names(curves=swapped)
+    assert not names(curves=[weak, Curve("running", "sign", radii, strong.accuracies)])
+
+
 def test_accuracy_that_does_not_go_to_zero_and_zero_gradients():
     held = Curve("running", "sign", (0.0, 0.1, 0.6), (0.9, 0.5, 0.2))
     assert names(curves=[held]) == ["accuracy does not go to 0"]
@@ -298,13 +312,3 @@ def test_normalised():
         Normalised(nn.Identity(), [0.5], [0.5, 0.5])
     with pytest.raises(ValueError, match="std must be positive"):
         Normalised(nn.Identity(), [0.5], [0.0])
-
-
-@pytest.mark.parametrize(
-    "name",
-    ["", ".evaluation", ".gradient_attacks", ".normalised", ".report", ".square", ".switching"],
-)
-def test_doctests(name):
-    result = doctest.testmod(importlib.import_module(f"torchadder.robustness{name}"))
-    assert result.attempted
-    assert not result.failed

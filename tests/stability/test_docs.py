@@ -14,7 +14,6 @@ from torchadder.stability import (
     Normal,
     adder_output_moments,
     conv_output_moments,
-    prediction,
 )
 
 ROOT = Path(__file__).parents[2]
@@ -69,15 +68,3 @@ def test_cost_is_what_the_benchmark_wrote():
 def test_every_quantity_is_described():
     described = set(re.findall(r"`((?:weight|output|bn|grad)_\w+)`", PAGE))
     assert described == set(QUANTITIES)
-
-
-def test_doctests():
-    import doctest
-
-    from torchadder.report import stability
-    from torchadder.stability import moments
-
-    for module in (moments, prediction, stability):
-        result = doctest.testmod(module)
-        assert result.attempted
-        assert not result.failed

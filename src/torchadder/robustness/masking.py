@@ -37,6 +37,7 @@ def find_signs(
         *_one_step(measurements),
         *_black_box(measurements),
         *_gradients(measurements),
+        *_gradients_by_radius(curves),
         *_growth(curves),
         *_zeros(zeros),
     ]
@@ -96,6 +97,24 @@ def _gradients(measurements: Sequence[Measurement]) -> Iterator[Check]:
             f"{STATISTICS[statistics]}: with the surrogate gradient {_says(surrogate)}, with the "
             f"true sign {_says(sign)}"
             if sign.accuracy < surrogate.accuracy - TOLERANCE
+            else None
+        )
+        yield "surrogate weaker than the true gradient", text
+
+
+def _gradients_by_radius(curves: Sequence[Curve]) -> Iterator[Check]:
+    """The radius at which they differ most: at the attacks' own epsilon nothing may be left."""
+    for statistics in dict.fromkeys(curve.statistics for curve in curves):
+        own = {curve.gradient: curve for curve in curves if curve.statistics == statistics}
+        if not {"surrogate", "sign"} <= own.keys():
+            continue
+        surrogate, sign = own["surrogate"], own["sign"]
+        rows = zip(surrogate.epsilons, surrogate.accuracies, sign.accuracies, strict=True)
+        epsilon, weak, strong = max(rows, key=lambda row: row[1] - row[2])
+        text = (
+            f"{STATISTICS[statistics]}, epsilon {255 * epsilon:g}/255: PGD with the surrogate "
+            f"gradient leaves {100 * weak:.1f} %, with the true sign {100 * strong:.1f} %"
+            if strong < weak - TOLERANCE
             else None
         )
         yield "surrogate weaker than the true gradient", text
