@@ -14,6 +14,7 @@ from torchadder.awn import AwnConfig
 
 ROOT = Path(__file__).parents[2]
 PAGE = (ROOT / "docs/awn.md").read_text(encoding="utf-8")
+DIGITS, CIFAR = PAGE.split("### CIFAR-10")
 ROWS = {
     "CNN": "conv",
     "AdderNet": "adder",
@@ -34,7 +35,7 @@ def cells(line):
 
 @pytest.mark.parametrize(("label", "row"), ROWS.items())
 def test_figures_are_those_of_the_runs(label, row):
-    lines = [cells(line) for line in PAGE.splitlines() if "±" in line or "| CNN |" in line]
+    lines = [cells(line) for line in DIGITS.splitlines() if "±" in line or "| CNN |" in line]
     (found,) = [line for line in lines if re.sub(r"[*`]", "", line[0]) == label]
     runs = []
     for path in sorted((ROOT / "results/awn_table/metrics").glob(f"mnist_lenet5bn_{row}-5-*.csv")):
@@ -47,6 +48,33 @@ def test_figures_are_those_of_the_runs(label, row):
     assert found[5] == f"{means[4]:.2f} ± {deviation:.2f}"
     text = (ROOT / "results/awn_table/table.md").read_text(encoding="utf-8")
     assert f"| {found[5]} | - | - | {found[6]} |" in text
+
+
+@pytest.mark.parametrize(
+    ("label", "row"), [("CNN", "conv"), ("AdderNet", "adder"), ("AdderNet + AWN", "adder_awn")]
+)
+def test_figures_of_cifar10_are_those_of_the_runs(label, row):
+    (found,) = [cells(line) for line in CIFAR.splitlines() if line.startswith(f"| {label} |")]
+    with (ROOT / f"results/cifar10_table_20/metrics/{row}.csv").open(newline="") as file:
+        values = [100 * float(line["val_accuracy"]) for line in csv.DictReader(file)]
+    assert found[1:-1] == [f"{values[epoch - 1]:.1f}" for epoch in (1, 5, 10, 15, 18)]
+    assert found[-1] == f"{values[19]:.2f}"
+
+
+def test_stability_on_cifar10_is_what_was_recorded():
+    report = json.loads((ROOT / "results/stability_cifar10/stability.json").read_text())
+    ends = [run["mean_at_end"] for run in report["runs"]]
+    for quantity, label in (
+        ("weight_var", "variance of the weights"),
+        ("output_var", "variance of the outputs in a channel"),
+        ("output_var_total", "variance of the outputs over all channels"),
+        ("bn_mean_step_std", "step of the running means, in standard deviations"),
+        ("bn_var_step", "step of the running variances, relative"),
+    ):
+        (found,) = [cells(line) for line in CIFAR.splitlines() if line.startswith(f"| {label} |")]
+        written = [float(cell.replace(",", "")) for cell in found[1:]]
+        # Two or three digits are written.
+        assert written == pytest.approx([end[quantity] for end in ends], rel=0.04), label
 
 
 def test_variances_are_those_of_the_runs():
