@@ -102,7 +102,13 @@ def test_markdown_of_a_file(tmp_path, capsys):
     file.write_text(json.dumps(RECORDED))
     assert markdown([str(file)]) == 0
     assert capsys.readouterr().out == speed_table(RECORDED) + "\n"
-    for argv, told in (([str(tmp_path / "none.json")], "none.json"), ([], "wanted one file")):
+    other = tmp_path / "bench_onnx.json"
+    other.write_text(json.dumps({"nets": []}))
+    for argv, told in (
+        ([str(tmp_path / "none.json")], "none.json"),
+        ([], "wanted one file"),
+        ([str(other)], "holds another kind of report"),
+    ):
         assert markdown(argv) == 2
         error = capsys.readouterr().err
         assert told in error

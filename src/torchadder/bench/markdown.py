@@ -71,6 +71,8 @@ def main(argv: list[str]) -> int:
     try:
         (file,) = argv
         report = json.loads(Path(file).read_text(encoding="utf-8"))
+        if not {"device", "int8_layers", "layers"} & set(report):
+            raise ValueError(f"{file} holds another kind of report")
     except (OSError, ValueError) as error:
         wanted = "wanted one file that `torchadder bench --json` wrote"
         print(f"{wanted}: {error}", file=sys.stderr)
