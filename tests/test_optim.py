@@ -246,9 +246,10 @@ def work(rank, path, rendezvous, out):
             results[rate.__name__, accumulate] = model.state_dict()
     if rank == 0:
         torch.save(results, out)
-    dist.destroy_process_group()
 
 work(int(sys.argv[1]), *sys.argv[2:])
+dist.barrier()  # neither rank closes its end while the other one still talks
+dist.destroy_process_group()  # after the nets are gone, whose reducers hold the group, too
 """
 
 
