@@ -244,13 +244,15 @@ class ConcatInt8(nn.Module):
         return dataclasses.replace(self._step, order=self.order)
 
 
-class Conv2dBetweenInt8(nn.Module):
-    """A convolution left in float: bytes or images in, bytes or logits out."""
+class _BetweenInt8(nn.Module):
+    """A step that computes in float between integers, with weights of its own."""
 
     weight: Tensor
     bias: Tensor
 
-    def __init__(self, step: p.FloatLayer, inputs: list[p.Value], output: p.Value) -> None:
+    def __init__(
+        self, step: p.FloatLayer | p.GroupNorm, inputs: list[p.Value], output: p.Value
+    ) -> None:
         super().__init__()
         self._step = dataclasses.replace(step, weight=step.weight[:0], bias=step.bias[:0])
         self._values = [*inputs, output]
@@ -261,32 +263,21 @@ class Conv2dBetweenInt8(nn.Module):
         """As of the step."""
         return interpreter.compute(self.step(), [input], self._values)
 
-    def step(self) -> p.FloatLayer:
+    def step(self) -> p.FloatLayer | p.GroupNorm:
         """The step that it does."""
         return dataclasses.replace(self._step, weight=self.weight, bias=self.bias)
 
 
-class GroupNormBetweenInt8(nn.Module):
+class Conv2dBetweenInt8(_BetweenInt8):
+    """A convolution left in float: bytes or images in, bytes or logits out."""
+
+
+class GroupNormBetweenInt8(_BetweenInt8):
     """A group norm in float: bytes or int32 in, bytes out."""
-
-    weight: Tensor
-    bias: Tensor
-
-    def __init__(self, step: p.GroupNorm, inputs: list[p.Value], output: p.Value) -> None:
-        super().__init__()
-        self._step = dataclasses.replace(step, weight=step.weight[:0], bias=step.bias[:0])
-        self._values = [*inputs, output]
-        self.register_buffer("weight", step.weight.clone())
-        self.register_buffer("bias", step.bias.clone())
 
     def forward(self, input: Tensor) -> Tensor:
         """As of the step."""
-        y = interpreter.compute(self.step(), [input], self._values)
-        return y.contiguous(memory_format=torch.channels_last)
-
-    def step(self) -> p.GroupNorm:
-        """The step that it does."""
-        return dataclasses.replace(self._step, weight=self.weight, bias=self.bias)
+        return super().forward(input).contiguous(memory_format=torch.channels_last)
 
 
 _MODULES: dict[type[Any], Callable[..., nn.Module]] = {
