@@ -71,6 +71,19 @@ def test_unknown_recipes_get_a_hint():
         recipes.find("nowhere/recipe.yaml")
 
 
+def test_recipes_folder_is_the_packages_unless_there_is_one(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    shipped = recipes.find("mnist_lenet5bn_conv")
+    assert recipes.find("recipes/mnist_lenet5bn_conv.yaml") == shipped
+    with pytest.raises(RecipeError, match="no such file"):
+        recipes.find("other/mnist_lenet5bn_conv.yaml")
+    own = tmp_path / "recipes/mnist_lenet5bn_conv.yaml"
+    own.parent.mkdir()
+    own.write_text("epochs: 3\n")
+    assert recipes.load("recipes/mnist_lenet5bn_conv.yaml").epochs == 3
+    assert recipes.find("mnist_lenet5bn_conv") == shipped
+
+
 def test_keys_are_all_keys():
     assert {"epochs", "data", "data.source", "trainer.threads"} <= set(keys())
 

@@ -35,14 +35,17 @@ def names() -> list[str]:
 def find(name_or_path: str) -> Path:
     """The file of a recipe, given its name or its path.
 
+    `recipes/NAME.yaml`, where there is no such file, is the recipe NAME of the package.
+
     Raises:
         RecipeError: If there is neither such a recipe nor such a file.
     """
-    if name_or_path in names():
-        return Path(str(resources.files(__name__).joinpath(f"{name_or_path}.yaml")))
     path = Path(name_or_path).expanduser()
-    if path.is_file():
+    if name_or_path not in names() and path.is_file():
         return path
+    name = path.stem if path == Path("recipes", f"{path.stem}.yaml") else name_or_path
+    if name in names():
+        return Path(str(resources.files(__name__).joinpath(f"{name}.yaml")))
     if path.suffix in (".yaml", ".yml") or "/" in name_or_path:
         raise RecipeError(f"recipe {name_or_path!r}: no such file")
     near = difflib.get_close_matches(name_or_path, names(), n=1)
