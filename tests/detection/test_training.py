@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+from pathlib import Path
 
 import lightning
 import PIL.Image
@@ -157,8 +158,23 @@ def test_predict_draws_what_it_prints(folder, capsys, tmp_path):
         assert file.width > 100
     found = json.loads((saved / "predictions.json").read_text())
     assert captured.out.count("%") == len(found)
+    assert captured.out.endswith(f"written to {saved}\n")
     assert main(["predict", str(folder), str(images), "--save", str(saved)]) == 2
     assert "exists and is not empty" in capsys.readouterr().err
+
+
+def test_save_alone_makes_a_folder(folder, capsys, tmp_path, monkeypatch):
+    annotated.write_images(tmp_path)
+    checkpoint = str(folder.resolve())
+    monkeypatch.chdir(tmp_path)
+    for command, arguments, written in (
+        ("predict", ["a.png"], {"a.png", "predictions.json"}),
+        ("evaluate", [], {"evaluation.json", "predictions.json", "pr_curve.png"}),
+    ):
+        assert main([command, checkpoint, *arguments, "--save"]) == 0
+        (saved,) = Path("runs").glob(f"{command}-*")
+        assert {path.name for path in saved.iterdir()} >= written
+        assert capsys.readouterr().out.endswith(f"written to {saved}\n")
 
 
 @pytest.mark.parametrize(

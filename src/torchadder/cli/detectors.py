@@ -15,6 +15,9 @@ if TYPE_CHECKING:
 
     from torchadder.training.detector_evaluation import Evaluation, Found, TrainedDetector
 
+OWN_FOLDER = "runs/"
+"""What `--save` without a folder stands for: a new folder in there."""
+
 # Keys of the recipe's section `detection` that say how annotated images are opened.
 _OPENING = ("format", "images", "box_format", "first_pixel", "objects_column", "skip_bad")
 
@@ -47,8 +50,11 @@ def add_evaluation_arguments(parser: ArgumentParser) -> None:
     )
     parser.add_argument(
         "--save",
+        nargs="?",
+        const=OWN_FOLDER,
         type=str | None,
-        help="Detectors: folder, new or empty, for figures, curves and what was found.",
+        help="Detectors: folder, new or empty, for figures, curves and what was found "
+        "(alone: runs/evaluate-TIME).",
     )
 
 
@@ -68,7 +74,7 @@ def evaluate(args: Any, data: dict[str, Any]) -> None:
     """Evaluates a detector and prints its figures."""
     from torchadder.training.detector_evaluation import evaluate_detector, open_detector
 
-    folder = None if args.save is None else _new_folder(args.save)
+    folder = None if args.save is None else _new_folder(args.save, "evaluate")
     net = open_detector(args.checkpoint)
     result = evaluate_detector(
         net,
@@ -165,9 +171,11 @@ def add_prediction_arguments(parser: ArgumentParser) -> None:
     )
     parser.add_argument(
         "--save",
+        nargs="?",
+        const=OWN_FOLDER,
         type=str | None,
         help="Detectors: folder, new or empty, for the images with boxes drawn on them and "
-        "predictions.json.",
+        "predictions.json (alone: runs/predict-TIME).",
     )
     parser.add_argument(
         "--beside",
@@ -208,7 +216,7 @@ def predict(args: Any) -> None:
             raise UserError(f"--{name} draws, and wants --save")
     nets = [open_detector(path) for path in (args.checkpoint, args.beside) if path is not None]
     paths = image_files(args.images)
-    folder = None if args.save is None else _new_folder(args.save)
+    folder = None if args.save is None else _new_folder(args.save, "predict")
     entries: list[dict[str, Any]] = []
     failed: list[tuple[Path, str]] = []
     for number, path in enumerate(paths, 1):
@@ -225,6 +233,7 @@ def predict(args: Any) -> None:
         from torchadder.data.detection import write_json
 
         write_json(folder / "predictions.json", entries)
+        print(f"written to {folder}")
     report_unread(failed, len(paths))
 
 
@@ -315,8 +324,11 @@ def _opening(args: Any) -> dict[str, Any]:
     return found | ({"skip_bad": True} if args.skip_bad else {})
 
 
-def _new_folder(path: str) -> Path:
-    folder = Path(path)
+def _new_folder(path: str, command: str) -> Path:
+    """The folder of `--save`, made."""
+    from torchadder.training.folders import dated_folder
+
+    folder = dated_folder(command) if path == OWN_FOLDER else Path(path)
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise UserError(f"{path!r} exists and is not empty; nothing in it is overwritten")
     folder.mkdir(parents=True, exist_ok=True)

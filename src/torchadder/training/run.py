@@ -9,8 +9,6 @@ run: only `resume` writes into an existing one.
 from __future__ import annotations
 
 import contextlib
-import datetime
-import itertools
 import os
 import signal
 import sys
@@ -45,6 +43,7 @@ from torchadder.training.callbacks import (
 from torchadder.training.checkpoint_io import SafetensorsCheckpointIO, read_state
 from torchadder.training.environment import environment
 from torchadder.training.exponent import ExponentFall
+from torchadder.training.folders import dated_folder
 from torchadder.training.graph import FastStep
 from torchadder.training.guard import NonFiniteGuard
 from torchadder.training.progress import Bar, Lines, StepCurves
@@ -188,7 +187,7 @@ def resume(
 def _claim(name: str, output: str | os.PathLike[str] | None) -> Path:
     """The folder of a new run, which must hold nothing."""
     if output is None:
-        return _new_folder(name)
+        return dated_folder(name)
     folder = Path(output)
     if folder.exists() and (
         not folder.is_dir() or any(not is_temporary(path) for path in folder.iterdir())
@@ -446,10 +445,3 @@ def _trainer(
         )
     except (MisconfigurationException, ValueError, RuntimeError, AssertionError) as error:
         raise RecipeError(f"trainer: {' '.join(str(error).split())}") from error
-
-
-def _new_folder(name: str) -> Path:
-    stamp = datetime.datetime.now().strftime("%Y%m%d-%H%M%S")
-    first = Path("runs") / f"{name}-{stamp}"
-    others = (first.with_name(f"{first.name}-{number}") for number in itertools.count(2))
-    return next(folder for folder in itertools.chain([first], others) if not folder.exists())
