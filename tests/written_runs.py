@@ -51,17 +51,26 @@ def write_run(job, accuracies, *, status="finished", teacher=None, seconds=2.0):
     return folder
 
 
+def interrupt(job):
+    """A run that has finished two epochs."""
+    write_run(job, [0.5] * 2, status="interrupted")
+    (job.folder / "checkpoints").mkdir()
+    (job.folder / "checkpoints" / "last.ckpt").write_bytes(b"state")
+
+
 class Trainer:
     """Stands in for `torchadder.training`: writes runs, and does as it was told for some of them.
 
     Attributes:
         calls: ("fit" or "resume", name of the run folder) in the order of the calls.
+        places: Where runs that went on were told to compute, in the same order.
         accuracies: What a recipe's run comes to; else 0.5.
         errors: Exceptions to raise by recipe, before anything is written.
     """
 
     def __init__(self):
         self.calls = []
+        self.places = []
         self.accuracies = {}
         self.errors = {}
 
@@ -72,10 +81,11 @@ class Trainer:
         assert not output.exists() or not any(output.iterdir())
         self._finish(recipe, output)
 
-    def resume(self, folder, *, command=None):
+    def resume(self, folder, *, place=None, command=None):
         from torchadder.training.recipe import from_dict
 
         self.calls.append(("resume", folder.name))
+        self.places.append(place)
         self._finish(from_dict(yaml.safe_load((folder / "config.yaml").read_text())), folder)
 
     def _finish(self, recipe, folder):

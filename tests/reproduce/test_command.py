@@ -182,7 +182,7 @@ def test_several_budgets_make_a_curve(tmp_path, trainer):
         (["mnist", "--optimizer.lrr=1"], "unknown key optimizer.lrr; the nearest known key"),
         (["mnist", "--data.source=./nowhere"], "no such folder"),
         (["mnist", "--budget"], "--budget: a value is wanted"),
-        (["mnist", "--devices=2"], "trainer.devices = 2: reproduce trains in one process"),
+        (["mnist", "--devices=0,1"], "trainer.devices = '0,1': a number is wanted"),
     ],
 )
 def test_bad_options_are_one_line_and_leave_nothing_that_binds(tmp_path, capsys, options, message):

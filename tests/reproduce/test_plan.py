@@ -89,7 +89,6 @@ def test_the_command_gives_the_recipe_of_the_job():
         ({"overrides": {"distill.alpha": 1}}, r"distill.alpha = 1: this differs between the rows"),
         ({"overrides": {"epochs": 3}}, r"epochs = 3: this differs between the rows"),
         ({"overrides": {"data.sauce": 3}}, r"unknown key data.sauce; the nearest known key is"),
-        ({"overrides": {"trainer.devices": 2}}, r"reproduce trains in one process; run the "),
     ],
 )
 def test_what_is_refused(options, message):

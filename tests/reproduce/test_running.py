@@ -9,7 +9,7 @@ from torchadder.data import DataError
 from torchadder.reproduce import TABLES, make_plan, reproduce
 from torchadder.reproduce.folder import ReproduceError, locked, stage
 from torchadder.training import RecipeError
-from written_runs import ADDER, CONV, FIXED, contents, write_run
+from written_runs import ADDER, CONV, FIXED, contents, interrupt, write_run
 
 
 def quiet(words):
@@ -129,9 +129,7 @@ def test_a_folder_with_other_things_is_refused(plan, trainer, tmp_path):
 def test_an_interrupted_run_goes_on_and_one_without_an_epoch_begins_again(plan, trainer):
     half = plan(budgets=[4])
     conv, adder, fixed = half.jobs
-    write_run(conv, [0.5] * 2, status="interrupted")
-    (conv.folder / "checkpoints").mkdir()
-    (conv.folder / "checkpoints" / "last.ckpt").write_bytes(b"state")
+    interrupt(conv)
     write_run(adder, [], status="interrupted")
     (adder.folder / "tensorboard").mkdir()
     said = []
@@ -144,6 +142,13 @@ def test_an_interrupted_run_goes_on_and_one_without_an_epoch_begins_again(plan, 
     assert all(run.stage == "finished" for run in results.runs)
     assert said[0] == "0 of 3 trainings done before"
     assert ["goes on" in said[1], "begins again" in said[2], "begins" in said[3]] == [True] * 3
+
+
+def test_a_run_goes_on_where_this_call_says(plan, trainer):
+    half = plan(budgets=[4], overrides={"trainer.threads": 2, "optimizer.lr": 0.05})
+    interrupt(half.jobs[0])
+    reproduce(half, say=quiet)
+    assert trainer.places == [{"threads": 2}]
 
 
 def test_a_run_killed_after_its_last_epoch_still_has_to_end(plan):

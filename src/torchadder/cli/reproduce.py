@@ -122,7 +122,13 @@ def run(args: Any) -> int | None:
         return None
     from torchadder.reproduce.estimates import estimate, measurements
     from torchadder.reproduce.running import reproduce
+    from torchadder.training import launch
 
+    if launch.is_launched():
+        raise UserError(
+            "reproduce starts the processes of each training itself: without torchrun, with "
+            "--trainer.devices N"
+        )
     print(f"{plan.table.title}, to {plan.output}: {estimate(plan, measurements(plan))}", flush=True)
     results = reproduce(plan, say=functools.partial(print, flush=True))
     return report(plan, results)

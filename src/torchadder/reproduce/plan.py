@@ -49,7 +49,7 @@ class Job:
         recipe: What is trained.
         folder: Its run folder.
         teacher: Run folder of the net that teaches it; None for none.
-        command: The same by hand.
+        arguments: What `torchadder train` takes for the same.
     """
 
     row: Row
@@ -58,7 +58,12 @@ class Job:
     recipe: Recipe
     folder: Path
     teacher: Path | None
-    command: str
+    arguments: tuple[str, ...]
+
+    @property
+    def command(self) -> str:
+        """The same by hand."""
+        return shlex.join(["torchadder", "train", *self.arguments])
 
     @property
     def name(self) -> str:
@@ -174,8 +179,8 @@ def _make_job(
         raise RecipeError(f"row {row.key}: {error}") from error
     folder = run_folder(output, row.recipe, epochs, seed)
     options = [f"--{key}={_spell(value)}" for key, value in (own | dict(overrides)).items()]
-    command = shlex.join(["torchadder", "train", row.recipe, *options, f"--output={folder}"])
-    return Job(row, epochs, seed, recipe, folder, teacher, command)
+    arguments = (row.recipe, *options, f"--output={folder}")
+    return Job(row, epochs, seed, recipe, folder, teacher, arguments)
 
 
 def run_folder(output: Path, recipe: str, epochs: int, seed: int) -> Path:
@@ -223,12 +228,6 @@ def check_overrides(overrides: Mapping[str, Any]) -> None:
                 f"{key} = {value!r}: this differs between the rows of a table; keys of "
                 f"{', '.join(SHARED)} can be changed for all of them"
             )
-    devices = overrides.get("trainer.devices", 1)
-    if devices not in (1, "1"):
-        raise ReproduceError(
-            f"trainer.devices = {devices!r}: reproduce trains in one process; run the commands "
-            "that --dry-run prints as you like, then call reproduce to make the table of them"
-        )
 
 
 def difference(planned: Recipe, found: Recipe) -> str | None:

@@ -10,6 +10,7 @@ from torchadder.data import DataError
 from torchadder.reproduce import drawing, folder, writing
 from torchadder.reproduce.plan import Job, Plan, count, make_jobs
 from torchadder.reproduce.results import Results, collect
+from torchadder.reproduce.training import train
 
 Say = Callable[[str], None]
 
@@ -30,6 +31,8 @@ def reproduce(plan: Plan, *, say: Say = print, command: str | None = None) -> Re
     The folder holds `settings.json`, `runs/`, and after each training `table.csv`, `runs.csv`,
     `table.md` and, from the first finished run on, `table.png`. They cover all rows, budgets and
     seeds ever asked for in this folder. Whenever the process is killed, the same call goes on.
+
+    With `trainer.devices` above 1, every training runs in a process for each device.
 
     Args:
         plan: What to train.
@@ -60,7 +63,7 @@ def reproduce(plan: Plan, *, say: Say = print, command: str | None = None) -> Re
         for number, job in enumerate(left, 1):
             say(f"\n[{number}/{len(left)}] {job.name}: {_WORDS[_stage(job)]}")
             try:
-                _train(job, command)
+                train(job, plan.overrides, command)
             except KeyboardInterrupt as interrupt:
                 raise KeyboardInterrupt(
                     f"interrupted in {job.name}; the same command goes on from there"
@@ -76,20 +79,6 @@ def reproduce(plan: Plan, *, say: Say = print, command: str | None = None) -> Re
         results = measure()
         _write(plan.output, results, command)
     return results
-
-
-def _train(job: Job, command: str | None) -> None:
-    from torchadder.training import fit, resume
-
-    found = _stage(job)
-    if found == "interrupted":
-        resume(job.folder, command=command)
-        return
-    if job.teacher is not None and folder.stage(job.teacher, job.epochs) != "finished":
-        raise ValueError(f"the training of its teacher, {job.teacher}, is not finished")
-    if found == "begun":
-        folder.clear(job.folder)
-    fit(job.recipe, output=job.folder, command=command)
 
 
 def _write(output: Path, results: Results, command: str | None) -> None:
