@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 OWN_FOLDER = "runs/"
 """What `--save` without a folder stands for: a new folder in there."""
 
+_NAMES = {"fcos": "FCOS", "retinanet": "RetinaNet", "faster_rcnn": "Faster R-CNN"}
+
 # Keys of the recipe's section `detection` that say how annotated images are opened.
 _OPENING = ("format", "images", "box_format", "first_pixel", "objects_column", "skip_bad")
 
@@ -314,7 +316,7 @@ def _title(net: TrainedDetector) -> str:
     FCOS, adder B+N, for instance.
     """
     letters = "+".join(net.config.adder)
-    return f"{net.model.config['name']}, {f'adder {letters}' if letters else 'conv'}"
+    return f"{_NAMES[net.model.config['name']]}, {f'adder {letters}' if letters else 'conv'}"
 
 
 def _opening(args: Any) -> dict[str, Any]:

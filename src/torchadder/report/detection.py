@@ -207,10 +207,13 @@ def draw_panels(path: Path, panels: Sequence[Panel], *, columns: int | None = No
         marks = list(zip(panel.boxes, panel.words, panel.classes, strict=True))
         for box, words, label in reversed(marks):  # the most certain one on top
             _box(axes, box, words, LIGHT.classes[label % len(LIGHT.classes)])
-    figure.savefig(path, dpi=DPI, metadata={"Software": "torchadder"})
+    _save_trimmed(figure, path)
 
 
 def _box(axes: Axes, box: np.ndarray, words: str, colour: str) -> None:
+    """A box; its words stand on its upper edge, or below that where the image has no room above."""
+    top = min(axes.get_ylim())
+    bottom = max(axes.get_ylim())
     x1, y1, x2, y2 = (float(value) for value in box)
     axes.add_patch(
         Rectangle((x1 - 0.5, y1 - 0.5), x2 - x1, y2 - y1, fill=False, edgecolor=colour, linewidth=2)
@@ -220,7 +223,7 @@ def _box(axes: Axes, box: np.ndarray, words: str, colour: str) -> None:
             x1 - 0.5,
             y1 - 0.5,
             words,
-            va="bottom",
+            va="top" if y1 - top < 0.04 * (bottom - top) else "bottom",
             fontsize=NOTE_SIZE - 2,
             color=LIGHT.readable_on(colour),
             clip_on=True,
@@ -232,6 +235,8 @@ def draw_zeros(
     path: Path, image: Tensor, maps: Mapping[tuple[str, str], Mapping[str, Tensor]]
 ) -> None:
     """Draws where the features of detectors are zero, a row each, beside the image.
+
+    Every level is drawn as large as the image.
 
     Args:
         path: The file.
@@ -246,21 +251,34 @@ def draw_zeros(
         len(maps) * (side * height / width + 0.55) + 0.3, LIGHT, width=side * (len(levels) + 1)
     )
     grid = figure.subplots(len(maps), len(levels) + 1, squeeze=False)
-    drawn = None
     for row, ((title, kind), shares) in zip(grid, maps.items(), strict=True):
         for axes in row:
-            axes.axis("off")
+            axes.set(xticks=[], yticks=[])
+            for edge in axes.spines.values():
+                edge.set(color=LIGHT.muted, linewidth=0.6)
         row[0].imshow(image.permute(1, 2, 0).numpy(), interpolation="nearest")
         row[0].set_title(title, loc="left", fontsize=TICK_SIZE, color=LIGHT.text)
+        drawn = None
         for axes, level in zip(row[1:], levels, strict=True):
             share = shares[level].numpy()
             drawn = axes.imshow(
-                share, cmap=LIGHT.ramp(LIGHT.nets[kind]), vmin=0, vmax=1, interpolation="nearest"
+                share,
+                cmap=LIGHT.ramp(LIGHT.nets[kind]),
+                vmin=0,
+                vmax=1,
+                interpolation="nearest",
+                extent=(0, width, height, 0),
             )
             words = f"{level.upper()}: {100 * share.mean():.0f} % zeros"
             axes.set_title(words, loc="left", fontsize=TICK_SIZE, color=LIGHT.muted)
-    assert drawn is not None
-    bar = figure.colorbar(drawn, ax=grid, shrink=0.8, pad=0.01)
-    bar.set_label("share of channels that are zero", color=LIGHT.muted, fontsize=TICK_SIZE)
-    bar.ax.tick_params(colors=LIGHT.muted, labelsize=NOTE_SIZE)
-    figure.savefig(path, dpi=DPI, metadata={"Software": "torchadder"})
+        assert drawn is not None, "there is at least one level"
+        bar = figure.colorbar(drawn, ax=list(row), pad=0.01)
+        bar.set_label("share that is zero", color=LIGHT.muted, fontsize=NOTE_SIZE)
+        bar.ax.tick_params(colors=LIGHT.muted, labelsize=NOTE_SIZE)
+    _save_trimmed(figure, path)
+
+
+def _save_trimmed(figure: Figure, path: Path) -> None:
+    """Writes a figure of pictures without the white around them."""
+    margin = {"bbox_inches": "tight", "pad_inches": 0.1}
+    figure.savefig(path, dpi=DPI, metadata={"Software": "torchadder"}, **margin)
