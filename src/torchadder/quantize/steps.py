@@ -106,16 +106,33 @@ class Layer:
 
 
 @dataclass(frozen=True, eq=False)
-class FloatLayer:
+class _OneInput:
+    """A step that makes one value from another one.
+
+    Attributes:
+        name: Unique in the program; the path of the float net's layer where there was one.
+        input: Name of the value it reads.
+        output: Name of the value it makes.
+    """
+
+    name: str
+    input: str
+    output: str
+
+    @property
+    def inputs(self) -> tuple[str, ...]:
+        """Names of the values it reads."""
+        return (self.input,)
+
+
+@dataclass(frozen=True, eq=False)
+class FloatLayer(_OneInput):
     """A convolution that was left in float: bytes to real numbers, the layer, and back to bytes.
 
     Such a program runs in Python; it is no integer program and cannot be exported. An input or
     output of dtype "float32" is read or written as it is.
 
     Attributes:
-        name: Path of the layer.
-        input: Name of the value it reads.
-        output: Name of the value it makes.
         weight: (O, C / groups, R, S), float32, with a batch norm folded in.
         bias: (O), float32.
         stride: Vertical, horizontal.
@@ -127,9 +144,6 @@ class FloatLayer:
     """
 
     op: ClassVar[str] = "float_layer"
-    name: str
-    input: str
-    output: str
     weight: Tensor
     bias: Tensor
     stride: Pair
@@ -138,11 +152,6 @@ class FloatLayer:
     groups: int
     relu: bool
     shared: str | None = None
-
-    @property
-    def inputs(self) -> tuple[str, ...]:
-        """Names of the values it reads."""
-        return (self.input,)
 
 
 @dataclass(frozen=True, eq=False)
@@ -171,28 +180,17 @@ class Add:
 
 
 @dataclass(frozen=True, eq=False)
-class Affine:
+class Affine(_OneInput):
     """A value on another scale, with a factor and a shift for each channel.
 
     This is a batch norm or ReLU that follows no layer, and the logits of a net that ends in none.
 
     Attributes:
-        name: Unique in the program.
-        input: Name of the value it reads.
-        output: Name of the value it makes.
         requantisation: What becomes of each byte.
     """
 
     op: ClassVar[str] = "affine"
-    name: str
-    input: str
-    output: str
     requantisation: Requantisation
-
-    @property
-    def inputs(self) -> tuple[str, ...]:
-        """Names of the values it reads."""
-        return (self.input,)
 
 
 class Requantise(Affine):
@@ -202,13 +200,10 @@ class Requantise(Affine):
 
 
 @dataclass(frozen=True, eq=False)
-class MaxPool:
+class MaxPool(_OneInput):
     """Largest byte of each window; padding does not count. Scale and zero point stay.
 
     Attributes:
-        name: Unique in the program.
-        input: Name of the value it reads.
-        output: Name of the value it makes.
         kernel: Height and width of the windows; (1, 1) with a stride leaves out pixels.
         stride: Vertical, horizontal.
         padding: Likewise.
@@ -216,30 +211,19 @@ class MaxPool:
     """
 
     op: ClassVar[str] = "max_pool"
-    name: str
-    input: str
-    output: str
     kernel: Pair
     stride: Pair
     padding: Pair
     dilation: Pair
 
-    @property
-    def inputs(self) -> tuple[str, ...]:
-        """Names of the values it reads."""
-        return (self.input,)
-
 
 @dataclass(frozen=True, eq=False)
-class AvgPool:
+class AvgPool(_OneInput):
     """Mean of each window: its sum, requantised with the same numbers for every channel.
 
     Padding counts, as zeros of the real numbers.
 
     Attributes:
-        name: Unique in the program.
-        input: Name of the value it reads.
-        output: Name of the value it makes.
         kernel: Height and width of the windows.
         stride: Vertical, horizontal.
         padding: Likewise.
@@ -247,45 +231,26 @@ class AvgPool:
     """
 
     op: ClassVar[str] = "avg_pool"
-    name: str
-    input: str
-    output: str
     kernel: Pair
     stride: Pair
     padding: Pair
     requantisation: Requantisation
 
-    @property
-    def inputs(self) -> tuple[str, ...]:
-        """Names of the values it reads."""
-        return (self.input,)
-
 
 @dataclass(frozen=True, eq=False)
-class Upsample:
+class Upsample(_OneInput):
     """Every pixel repeated: nearest neighbour by whole factors. Scale and zero point stay.
 
     Attributes:
-        name: Unique in the program.
-        input: Name of the value it reads.
-        output: Name of the value it makes.
         factor: Vertical, horizontal.
     """
 
     op: ClassVar[str] = "upsample"
-    name: str
-    input: str
-    output: str
     factor: Pair
-
-    @property
-    def inputs(self) -> tuple[str, ...]:
-        """Names of the values it reads."""
-        return (self.input,)
 
 
 @dataclass(frozen=True, eq=False)
-class GroupNorm:
+class GroupNorm(_OneInput):
     """A group norm, in float between integers: its statistics are those of each image.
 
     A program that has one runs in Python and cannot be exported. Mean and variance come from exact
@@ -293,9 +258,7 @@ class GroupNorm:
     bytes do not depend on the order of computation. The scale of its input cancels but for `eps`.
 
     Attributes:
-        name: Path of the layer.
         input: Name of the value it reads: bytes, or int32 that a layer has left as it summed.
-        output: Name of the value it makes.
         weight: (C), float32.
         bias: (C), float32.
         num_groups: Groups of channels.
@@ -306,9 +269,6 @@ class GroupNorm:
     """
 
     op: ClassVar[str] = "group_norm"
-    name: str
-    input: str
-    output: str
     weight: Tensor
     bias: Tensor
     num_groups: int
@@ -317,31 +277,12 @@ class GroupNorm:
     high: int
     shared: str | None = None
 
-    @property
-    def inputs(self) -> tuple[str, ...]:
-        """Names of the values it reads."""
-        return (self.input,)
-
 
 @dataclass(frozen=True, eq=False)
-class Flatten:
-    """(C, H, W) to (C H W, 1, 1), channels outermost, as `torch.flatten` of NCHW images.
-
-    Attributes:
-        name: Unique in the program.
-        input: Name of the value it reads.
-        output: Name of the value it makes.
-    """
+class Flatten(_OneInput):
+    """(C, H, W) to (C H W, 1, 1), channels outermost, as `torch.flatten` of NCHW images."""
 
     op: ClassVar[str] = "flatten"
-    name: str
-    input: str
-    output: str
-
-    @property
-    def inputs(self) -> tuple[str, ...]:
-        """Names of the values it reads."""
-        return (self.input,)
 
 
 @dataclass(frozen=True, eq=False)
