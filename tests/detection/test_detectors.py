@@ -71,6 +71,16 @@ def test_faster_rcnn_counts_labels_from_zero_and_leaves_the_targets_alone(monkey
     assert model.roi_heads.box_predictor.cls_score.out_features == 4
 
 
+@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize(("adder", "neck"), [("", "fpn"), ("BN", "pafpn"), ("BNH", "r_pafpn")])
+def test_every_side_of_a_box_gets_a_gradient_from_the_start(adder, neck, seed):
+    torch.manual_seed(seed)
+    model = small(adder=adder, neck=neck).train()
+    head = model.head.regression_head
+    for features in model.backbone(torch.rand(2, 3, 96, 96)).values():
+        assert head.bbox_reg(head.conv(features)).min() > 0
+
+
 def test_an_image_without_boxes_is_legal():
     images, targets = scenes()
     targets[0] = {"boxes": torch.zeros(0, 4), "labels": torch.zeros(0, dtype=torch.int64)}

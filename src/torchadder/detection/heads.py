@@ -34,11 +34,22 @@ def tower(
     return nn.Sequential(*blocks)
 
 
+FIRST_DISTANCE = 2.0
+"""Distance, in strides, from a point to each side of its box before training."""
+
+
 def fcos_head(
     channels: int, num_classes: int, *, num_convs: int, layer: ConvFactory, norm: str
 ) -> FCOSHead:
-    """Return FCOS's head, one point a position; convolutions have a bias in front of their norm."""
+    """Return FCOS's head, one point a position; convolutions have a bias in front of their norm.
+
+    The distances to the four sides of a box are the ReLU of a layer. torchvision lets that layer
+    begin around 0, where one side can be negative at nine points of ten, gets hardly a gradient,
+    and may stay 0 for good: no box has a right side then. Here it begins at `FIRST_DISTANCE`.
+    """
     head = FCOSHead(channels, 1, num_classes, num_convs=0)
+    assert head.regression_head.bbox_reg.bias is not None
+    nn.init.constant_(head.regression_head.bbox_reg.bias, FIRST_DISTANCE)
     bias = layer is nn.Conv2d
     head.classification_head.conv = tower(channels, num_convs, layer, norm, bias=bias)
     head.regression_head.conv = tower(channels, num_convs, layer, norm, bias=bias)
