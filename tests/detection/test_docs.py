@@ -67,6 +67,21 @@ def test_scenes_of_digits_are_what_was_recorded():
     assert f"{reached:.1f} % AP50 came with the third epoch, after {minutes:.1f} minutes" in text
 
 
+def test_second_seeds_are_what_was_recorded():
+    with (ROOT / "results/bccd_table/two_seeds/table.csv").open(newline="") as file:
+        rows = {row["row"].removeprefix("fcos_r18_"): row for row in csv.DictReader(file)}
+    text = " ".join(PAGE.split())
+    for words, row in (
+        ("conv", "conv"),
+        ("B+N with FPN", "adder_bn_fpn"),
+        ("with PAFPN and shortcuts", "adder_bn_pafpn_shortcut"),
+        ("with R-PAFPN", "adder_bn"),
+    ):
+        assert rows[row]["finished"] == "2"
+        mean, deviation = float(rows[row]["ap"]), float(rows[row]["ap_deviation"])
+        assert f"{words} {mean:.1f} ± {deviation:.1f}" in text
+
+
 def last(path):
     with (ROOT / "results" / path).open(newline="") as file:
         return list(csv.DictReader(file))[-1]

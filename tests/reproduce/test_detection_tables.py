@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from torchadder.cli.reproduce import report
 from torchadder.reproduce import TABLES, make_plan
 from torchadder.reproduce.drawing import draw
 from torchadder.reproduce.plan import ReproduceError
@@ -60,6 +61,21 @@ def test_a_table_of_average_precisions(results, tmp_path):
     assert "shorter side 200, longer at most 200, mirrored 50%" in page
     assert "224x224 pixels" in page
     assert {path.name for path in draw(tmp_path, results)} == {"table.png", "table-dark.png"}
+
+
+def test_names_of_rows_stand_on_a_narrow_terminal(tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    rows = ["*_conv", "*_adder_bn_fpn"]
+    plan = make_plan(TABLES["neudet"], tmp_path, budgets=[1], num_seeds=2, rows=rows)
+    for job, ap in zip(plan.jobs, [0.2, 0.3, 0.6, 0.1], strict=True):
+        write(job, [ap])
+    report(plan, collect(plan.table, plan.jobs))
+    shown = capsys.readouterr().out
+    (line,) = [line.split("  ") for line in shown.splitlines() if "Adder FCOS, B+N, FPN" in line]
+    cells = [cell.strip() for cell in line if cell.strip()]
+    assert cells[1:3] == ["20.00 ± 14.14", "30.00 ± 14.14"]
+    assert cells[-1] == "2/2"
+    assert "printed" not in shown  # no paper prints these
 
 
 def test_what_rows_share_can_be_changed_and_what_makes_them_cannot():

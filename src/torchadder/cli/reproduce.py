@@ -24,6 +24,9 @@ if TYPE_CHECKING:
 OPTIONS = ("table", "budget", "seeds", "rows", "output")
 _FLAGS = ("-h", "--help", "--list", "--dry-run")
 
+_ROW_WIDTH = 20
+"""Columns of a terminal that the name of a row has at least."""
+
 
 def add_arguments(parser: ArgumentParser) -> None:
     """Declares the options of `torchadder reproduce`."""
@@ -235,18 +238,20 @@ def report(plan: Plan, results: Results) -> int:
     console = Console()
     for epochs in results.budgets:
         shown = Table(box=box.SIMPLE_HEAD, title=f"{plan.table.title}, {count(epochs, 'epoch')}")
-        shown.add_column("row")
+        shown.add_column("row", min_width=_ROW_WIDTH)
+        lines = results.at(epochs)
         second = plan.table.second
-        names = (plan.table.figure.name, *([second.name] if second else []))
-        for name in (*names, "printed", "difference", "gain", "seeds"):
+        names = [plan.table.figure.name, *([second.name] if second else [])]
+        with_printed = any(line.row.printed is not None for line in lines)
+        names += ["printed", "difference"] if with_printed else []
+        for name in (*names, "gain", "seeds"):
             shown.add_column(name, justify="right", no_wrap=True)
-        for line in results.at(epochs):
+        for line in lines:
             shown.add_row(
                 results.name_of(line.row),
                 with_deviation(line.spread("accuracy")),
                 *([with_deviation(line.spread("second"))] if second else []),
-                str(line.row.printed or "-"),
-                signed(line.difference),
+                *([str(line.row.printed or "-"), signed(line.difference)] if with_printed else []),
                 with_deviation(line.gain, is_signed=True),
                 f"{line.num_finished}/{len(line.runs)}",
             )
