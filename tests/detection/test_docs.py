@@ -92,7 +92,12 @@ def test_rows_that_began_at_zero_are_what_was_recorded():
         return f"{100 * float(last(f'neudet_table/zero_start/{row}.csv')['val_ap']):.1f}"
 
     text = " ".join(PAGE.split())
-    assert f"and ended at {ap('adder_bn_pafpn')} AP" in text
+    assert f"and it ended at {ap('adder_bn_pafpn')} AP" in text
+    ends = [
+        last(f"neudet_table/zero_start/{row}.csv") for row in ("adder_bn_pafpn", "adder_bn_fpn")
+    ]
+    stuck, usual = (float(end["train_bbox_regression_loss"]) for end in ends)
+    assert f"its box loss ends at {stuck:.2f}, FPN's at {usual:.2f}" in text
     assert (
         f"conv {ap('conv')}, B {ap('adder_b')}, B+N with FPN {ap('adder_bn_fpn')}, with R-PAFPN "
         f"{ap('adder_bn')}, with the clipped gradient {ap('adder_bn_clip')}."

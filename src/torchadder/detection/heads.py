@@ -44,8 +44,8 @@ def fcos_head(
     """Return FCOS's head, one point a position; convolutions have a bias in front of their norm.
 
     The distances to the four sides of a box are the ReLU of a layer. torchvision lets that layer
-    begin around 0, where one side can be negative at nine points of ten, gets hardly a gradient,
-    and may stay 0 for good: no box has a right side then. Here it begins at `FIRST_DISTANCE`.
+    begin around 0, where a side can be negative nearly everywhere, gets hardly a gradient, and may
+    stay 0 for good. Here it begins at `FIRST_DISTANCE`.
     """
     head = FCOSHead(channels, 1, num_classes, num_convs=0)
     assert head.regression_head.bbox_reg.bias is not None
