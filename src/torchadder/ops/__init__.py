@@ -1,16 +1,17 @@
 """The operators, declared once with ``torch.library`` and implemented per backend.
 
-``schema`` declares them (schema strings, fake kernels, autograd, autocast, flop formulas),
+``declaration`` holds what torch asks of each (schema strings, fake kernels, autograd, autocast),
+``dispatch`` declares ``adder2d`` and chooses its kernels, ``flops`` counts its operations.
 ``reference`` is the specification in plain torch, ``cpu`` binds the C++ library of ``csrc``,
-``triton`` holds the kernels for GPUs and ``gpu`` decides when they serve. ``lp``
-holds the same for ``|x - w|^p`` and ``int8`` the forward of bytes.
+``triton`` holds the kernels for GPUs and ``gpu`` decides when they serve. ``lp`` holds the same for
+``|x - w|^p`` and ``int8`` the forward of bytes.
 Nothing here knows of layers or models.
 """
 
+from torchadder.ops import dispatch as dispatch
 from torchadder.ops import flops
 from torchadder.ops import int8 as int8
 from torchadder.ops import lp as lp
-from torchadder.ops import schema as schema
 from torchadder.ops.cpu import cpu_library_info as cpu_library_info
 from torchadder.ops.geometry import GRAD_RULES as GRAD_RULES
 from torchadder.ops.geometry import Geometry as Geometry
