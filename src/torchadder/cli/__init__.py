@@ -40,7 +40,7 @@ COMMANDS = {
 """The sub-commands and what each does, in the order of the help text."""
 
 EXIT_USER_ERROR = 2
-EXIT_INTERRUPTED = 130  # 128 + SIGINT, as shells count
+EXIT_INTERRUPTED = 130  # `training.launch` counts on it
 
 
 class UserError(ValueError):

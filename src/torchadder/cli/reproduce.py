@@ -12,8 +12,9 @@ import yaml
 
 from torchadder.cli import UserError, nearest
 from torchadder.cli.train import SHORT
-from torchadder.reproduce.plan import SHARED, count, make_plan
+from torchadder.reproduce.plan import SHARED, make_plan
 from torchadder.reproduce.tables import COUNTED, TABLES
+from torchadder.wording import counted
 
 if TYPE_CHECKING:
     from jsonargparse import ArgumentParser
@@ -113,7 +114,7 @@ def run(args: Any) -> int | None:
     if args.list:
         width = max(map(len, [*TABLES, *COUNTED]))
         for table in TABLES.values():
-            print(f"{table.name:<{width}}  {table.title}: {count(len(table.rows), 'row')}")
+            print(f"{table.name:<{width}}  {table.title}: {counted(len(table.rows), 'row')}")
         for name, title in COUNTED.items():
             print(f"{name:<{width}}  {title}: counted")
         return None
@@ -237,7 +238,7 @@ def report(plan: Plan, results: Results) -> int:
 
     console = Console()
     for epochs in results.budgets:
-        shown = Table(box=box.SIMPLE_HEAD, title=f"{plan.table.title}, {count(epochs, 'epoch')}")
+        shown = Table(box=box.SIMPLE_HEAD, title=f"{plan.table.title}, {counted(epochs, 'epoch')}")
         shown.add_column("row", min_width=_ROW_WIDTH)
         lines = results.at(epochs)
         second = plan.table.second
@@ -259,7 +260,7 @@ def report(plan: Plan, results: Results) -> int:
     print(f"table: {plan.output / 'table.md'}")
     failed = [run for run in results.runs if run.stage == "failed"]
     if failed:
-        print(f"{len(failed)} of {count(len(results.runs), 'training')} failed:")
+        print(f"{len(failed)} of {counted(len(results.runs), 'training')} failed:")
     for run in failed:
         print(f"  {run.job.name}: {run.reason}")
     return int(bool(failed))

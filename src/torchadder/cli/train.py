@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from torchadder import recipes
-from torchadder.cli import EXIT_INTERRUPTED, UserError, detectors
+from torchadder.cli import UserError, detectors
 from torchadder.training import launch
 from torchadder.training.recipe import PLACE_KEYS, Recipe, from_dict, read_recipe
 
@@ -154,7 +154,7 @@ def run(args: Any) -> None:
 
 def _run_in_processes(num_processes: int) -> None:
     status, message = launch.launch(launch.command_again(), num_processes)
-    if status == EXIT_INTERRUPTED:
+    if status == launch.EXIT_INTERRUPTED:
         raise KeyboardInterrupt(message)
     if message is not None:
         raise UserError(message)

@@ -28,6 +28,7 @@ from torchadder.report.page import (
 )
 from torchadder.report.run_folder import RunFolder, read_run
 from torchadder.report.statistics import radial_share, wilson_interval
+from torchadder.wording import counted
 
 SECTIONS = {
     "results": "Results",
@@ -261,7 +262,7 @@ def _lede(results: Mapping[str, Result]) -> str:
     conv, adder = results["conv"], results["adder"]
     epochs = conv.run.epochs
     return (
-        f"After {epochs} {'epoch' if epochs == 1 else 'epochs'} the CNN gets {accuracies['conv']} "
+        f"After {counted(epochs, 'epoch')} the CNN gets {accuracies['conv']} "
         f"of the validation images right, the adder net {accuracies['adder']}, and the adder net "
         f"that was distilled from a CNN {accuracies['pkkd']}. The arithmetic of one image takes "
         f"{energy(conv.energy.energy_pj)} in the CNN and {energy(adder.energy.energy_pj)} in the "
@@ -273,8 +274,8 @@ def _caution(results: Mapping[str, Result], data: ImageData) -> str:
     seed = results["conv"].run.summary["seed"]
     epochs = results["conv"].run.epochs
     return (
-        f"All of this is one seed ({seed}), {len(data.train):,} training images and {epochs} "
-        f"{'epoch' if epochs == 1 else 'epochs'}: enough to see that everything works, not to rank "
+        f"All of this is one seed ({seed}), {len(data.train):,} training images and "
+        f"{counted(epochs, 'epoch')}: enough to see that everything works, not to rank "
         "methods. The accuracies are those of the last epoch, so that no epoch was chosen on the "
         "validation images."
     )

@@ -22,6 +22,7 @@ from torchadder.report.page import Cell, Picture, Table, duration, energy_unit, 
 from torchadder.report.run_folder import RunFolder
 from torchadder.report.statistics import WeightFits, fit_weights
 from torchadder.report.style import DARK, LIGHT, THEMES, Theme, save
+from torchadder.wording import counted
 
 NUM_MISTAKES = 16
 MAX_HISTOGRAMS = 6
@@ -193,10 +194,9 @@ def draw_confusion(
         mistakes = predictions.confusion.copy()
         mistakes[range(len(mistakes)), range(len(mistakes))] = 0
         true, named = divmod(int(mistakes.argmax()), len(mistakes))
-        count = mistakes[true, named]
         text += (
             f" The most frequent mistake is {class_names[true]} taken for {class_names[named]} "
-            f"({count:,} {'image' if count == 1 else 'images'})."
+            f"({counted(int(mistakes[true, named]), 'image')})."
         )
     return draw(
         folder,
@@ -377,7 +377,7 @@ def facts(
         "Images": f"{data.source}: {len(data.train):,} to train on, {len(data.val):,} to validate",
         "Device": device,
         "Processor": f"{hardware['cpu']}, {hardware['cpu_cores']} cores, "
-        f"{threads} {'thread' if threads == 1 else 'threads'} used",
+        f"{counted(threads, 'thread')} used",
         "System": hardware["platform"],
         "Versions": ", ".join(f"{name} {version}" for name, version in versions.items()),
     }

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from torchadder.energy.report import EnergyReport, short_number
 from torchadder.report.page import NO_BREAK, energy, percent, percent_digits
 from torchadder.report.statistics import WeightFits, mcnemar
+from torchadder.wording import counted
 
 SIGNIFICANCE = 0.05
 TRAILING = 0.2
@@ -52,8 +53,9 @@ def accuracy_sentence(
         else "too few to tell the two apart"
     )
     return (
-        f"{start}, {comparison}: {_images(only)} only by the former, {_images(only_other)} only by "
-        f"the latter, {verdict} (McNemar's exact test, {_p(p_value)})."
+        f"{start}, {comparison}: {counted(only, 'image')} only by the former, "
+        f"{counted(only_other, 'image')} only by the latter, {verdict} "
+        f"(McNemar's exact test, {_p(p_value)})."
     )
 
 
@@ -178,7 +180,7 @@ def weight_sentences(
     if not laplacian:
         sentences.append(
             "Adder weights start as a sample of the normal distribution N(0, 1) and had "
-            f"{epochs} {'epoch' if epochs == 1 else 'epochs'} to leave it."
+            f"{counted(epochs, 'epoch')} to leave it."
         )
     return sentences
 
@@ -210,10 +212,6 @@ def _times(value: int, other: int) -> str:
     if value == other:
         return "as many"
     return f"{value / other:.2g} times as many" if other else "more"
-
-
-def _images(count: int) -> str:
-    return f"{count:,} image" if count == 1 else f"{count:,} images"
 
 
 def _p(value: float) -> str:

@@ -33,6 +33,7 @@ from torchadder.report.stability_figures import (
 from torchadder.report.style import THEMES
 from torchadder.stability import LayerPrediction, predict_output_variance
 from torchadder.stability.table import read_table
+from torchadder.wording import counted
 
 SECTIONS = {
     "results": "At the end of training",
@@ -317,9 +318,8 @@ def _title(runs: Sequence[MeasuredRun]) -> str:
 
 
 def _lede(runs: Sequence[MeasuredRun], reference: MeasuredRun) -> str:
-    num_layers = len(reference.net.layers)
-    layers = "layer" if num_layers == 1 else "layers"
-    start = f"{_join([one.net.label for one in runs])}, compared by {num_layers} {layers}."
+    layers = counted(len(reference.net.layers), "layer")
+    start = f"{_join([one.net.label for one in runs])}, compared by {layers}."
     ratios = [
         f"{number(ratio)} times ({one.net.label})"
         for one in runs

@@ -21,8 +21,8 @@ from torchadder.report.style import (
     style_axes,
     style_legend,
 )
-from torchadder.reproduce.plan import count
 from torchadder.reproduce.results import Line, Results
+from torchadder.wording import counted
 
 ROW_HEIGHT = 0.3
 """Height of a row in inches."""
@@ -99,7 +99,7 @@ def dots(results: Results, theme: Theme) -> Figure:
         style_axes(axes, theme, title=group, grid="both")
         axes.set_yticks(range(len(lines)), [line.row.label for line in lines], fontsize=TICK_SIZE)
         axes.set_ylim(len(lines) - 0.5, -0.5)
-    budget = count(results.budgets[0], "epoch")
+    budget = counted(results.budgets[0], "epoch")
     name = results.table.figure.name
     panels[-1].set_xlabel(f"validation {name} in % after {budget}", color=theme.muted)
     handles = [

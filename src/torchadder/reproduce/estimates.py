@@ -10,7 +10,8 @@ from pathlib import Path
 
 from torchadder.report.page import duration
 from torchadder.reproduce.folder import read_summary, stage
-from torchadder.reproduce.plan import Job, Plan, count
+from torchadder.reproduce.plan import Job, Plan
+from torchadder.wording import counted
 
 RESULTS = Path("results")
 """Where a clone of the repository keeps what was measured before."""
@@ -33,7 +34,7 @@ class Estimate:
     machines: tuple[str, ...]
 
     def __str__(self) -> str:
-        left = f"{count(self.num_left, 'training')} left"
+        left = f"{counted(self.num_left, 'training')} left"
         if not self.num_left:
             return "all trainings are finished"
         parts = [left]
@@ -99,4 +100,4 @@ def _of_runs(folders: Sequence[Path]) -> dict[str, list[tuple[float, str]]]:
 
 
 def _machine(device: str, threads: str | int) -> str:
-    return f"{device} ({count(int(threads), 'thread')})"
+    return f"{device} ({counted(int(threads), 'thread')})"

@@ -16,6 +16,7 @@ from typing import Any
 from torchadder import recipes
 from torchadder.reproduce.tables import Row, Table
 from torchadder.training.recipe import PLACE_KEYS, Recipe, RecipeError, keys, suggest
+from torchadder.wording import counted
 
 SHARED = ("data", "optimizer", "schedule", "trainer")
 """Sections of a recipe that may be changed for all rows of a table; the others make the rows."""
@@ -68,7 +69,7 @@ class Job:
     @property
     def name(self) -> str:
         """Row, budget and seed in words."""
-        return f"{self.row.key}, {count(self.epochs, 'epoch')}, seed {self.seed}"
+        return f"{self.row.key}, {counted(self.epochs, 'epoch')}, seed {self.seed}"
 
 
 @dataclass(frozen=True)
@@ -256,15 +257,6 @@ def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
         else:
             flat[f"{prefix}{key}"] = value
     return flat
-
-
-def count(number: int, noun: str) -> str:
-    """A number of things.
-
-    >>> count(1, "epoch"), count(5, "epoch")
-    ('1 epoch', '5 epochs')
-    """
-    return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"
 
 
 def _spell(value: Any) -> str:

@@ -8,9 +8,10 @@ from pathlib import Path
 
 from torchadder.data import DataError
 from torchadder.reproduce import drawing, folder, writing
-from torchadder.reproduce.plan import Job, Plan, count, make_jobs
+from torchadder.reproduce.plan import Job, Plan, make_jobs
 from torchadder.reproduce.results import Results, collect
 from torchadder.reproduce.training import train
+from torchadder.wording import counted
 
 Say = Callable[[str], None]
 
@@ -59,7 +60,7 @@ def reproduce(plan: Plan, *, say: Say = print, command: str | None = None) -> Re
             collect, plan.table, jobs, failures=failures, overrides=settings.overrides
         )
         left = [job for job in plan.jobs if _stage(job) != "finished"]
-        say(f"{len(plan.jobs) - len(left)} of {count(len(plan.jobs), 'training')} done before")
+        say(f"{len(plan.jobs) - len(left)} of {counted(len(plan.jobs), 'training')} done before")
         for number, job in enumerate(left, 1):
             say(f"\n[{number}/{len(left)}] {job.name}: {_WORDS[_stage(job)]}")
             try:

@@ -11,9 +11,6 @@ from torchadder.reproduce.plan import Job, ReproduceError
 from torchadder.training import launch
 from torchadder.training.recipe import PLACE_KEYS, read_recipe
 
-_STOPPED = 130
-"""Exit status of `torchadder train` after Ctrl-C or SIGTERM."""
-
 
 def train(job: Job, overrides: Mapping[str, Any], command: str | None) -> None:
     """Begins a training, or goes on with it from its last finished epoch.
@@ -64,7 +61,7 @@ def _in_processes(arguments: list[str], num_processes: int) -> None:
     """Runs `torchadder train` with these arguments in several processes."""
     words = [sys.executable, "-m", "torchadder", "train", *arguments]
     status, message = launch.launch(words, num_processes)
-    if status == _STOPPED:
+    if status == launch.EXIT_INTERRUPTED:
         raise KeyboardInterrupt(message)
     if message is not None:
         raise ReproduceError(message)

@@ -12,9 +12,9 @@ from torchadder.atomic import write_atomically
 from torchadder.energy.report import short_number
 from torchadder.provenance import provenance
 from torchadder.report.page import duration, energy
-from torchadder.reproduce.plan import count
 from torchadder.reproduce.results import Line, Results, Run, Spread
 from torchadder.training.recipe import Recipe
+from torchadder.wording import counted
 
 NONE = "-"
 
@@ -46,7 +46,7 @@ def markdown(results: Results, origin: dict[str, Any]) -> str:
     table = results.table
     parts = [f"# {table.title}", *_settings(results)]
     for epochs in results.budgets:
-        parts.append(f"## {count(epochs, 'epoch')}")
+        parts.append(f"## {counted(epochs, 'epoch')}")
         parts.append(_markdown_table(results, results.at(epochs)))
     name = table.figure.name
     parts += [
@@ -138,7 +138,7 @@ def _markdown_table(results: Results, lines: Sequence[Line]) -> str:
 
 def _failures(results: Results) -> list[str]:
     lines = [
-        f"* {run.job.name}: failed after {count(run.epochs, 'epoch')}: {run.reason}"
+        f"* {run.job.name}: failed after {counted(run.epochs, 'epoch')}: {run.reason}"
         for run in results.runs
         if run.stage == "failed"
     ]
@@ -166,7 +166,7 @@ def _machine(hardware: dict[str, Any]) -> str:
     device = str(hardware.get("device", "cpu"))
     if device.startswith("cuda"):
         return f"{hardware.get('num_devices', 1)} x {hardware.get('gpu')}"
-    threads = count(int(hardware.get("torch_threads", 1)), "thread")
+    threads = counted(int(hardware.get("torch_threads", 1)), "thread")
     return f"{hardware.get('cpu')} ({hardware.get('instruction_set')}, {threads})"
 
 

@@ -28,6 +28,9 @@ from torchadder.training.recipe import RecipeError, TrainerConfig
 REPORT_VARIABLE = "TORCHADDER_REPORT"
 LIFELINE_VARIABLE = "TORCHADDER_LIFELINE"
 
+EXIT_INTERRUPTED = 130
+"""Status of a process that ended by Ctrl-C or SIGTERM: 128 + SIGINT, as shells count."""
+
 SECONDS_TO_NOTICE = 20.0
 SECONDS_TO_STOP = 10.0
 

@@ -65,6 +65,7 @@ from torchadder.training.resuming import (
 from torchadder.training.stability import StabilityTable
 from torchadder.training.stopping import StopRequests
 from torchadder.training.summary import config_text, final_metrics, write_summary
+from torchadder.wording import counted
 
 LEFT_OUT = "left_out.txt"
 """File of a run folder with the annotations that could not be used, if there are any."""
@@ -325,7 +326,7 @@ def _headline(
     return (
         f"{recipe.name}: {recipe.model.name} with {num_weights:,} weights, "
         f"{len(data.train):,} training and {len(data.val):,} validation images of "
-        f"{data.num_classes} classes, {recipe.epochs} epochs, {processes}to {folder}"
+        f"{data.num_classes} classes, {counted(recipe.epochs, 'epoch')}, {processes}to {folder}"
     )
 
 
