@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from typing import Any
 
 from torchvision.models.detection.anchor_utils import AnchorGenerator
-from torchvision.models.detection.faster_rcnn import FastRCNNPredictor
 from torchvision.ops import MultiScaleRoIAlign
 
 from torchadder.detection.backbone import ResNetBackbone, check_frozen, freeze_batch_norms_
@@ -22,7 +21,13 @@ from torchadder.detection.detectors import (
     check_sizes,
     records_config,
 )
-from torchadder.detection.heads import BoxHead, fcos_head, retinanet_head, rpn_head
+from torchadder.detection.heads import (
+    BoxHead,
+    FastRCNNPredictor,
+    fcos_head,
+    retinanet_head,
+    rpn_head,
+)
 from torchadder.detection.layers import adder_parts, check_norm, layer_factory
 from torchadder.detection.necks import NECKS
 from torchadder.detection.weights import LoadedBackbone, load_backbone_

@@ -4,11 +4,12 @@ Losses and the last layers (logits, boxes, centre-ness), which stay multiplicati
 are torchvision's; only the towers in front of them are built here, under torchvision's names.
 """
 
+from typing import Any
+
+import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torchvision.models.detection.fcos import FCOSHead
-from torchvision.models.detection.retinanet import RetinaNetHead
-from torchvision.models.detection.rpn import RPNHead
+from torchvision.models.detection import faster_rcnn, fcos, retinanet, rpn
 
 from torchadder.detection.layers import make_norm
 from torchadder.models.convolution import ConvFactory
@@ -32,6 +33,42 @@ def tower(
                 nn.init.zeros_(conv.bias)
         blocks.append(nn.Sequential(conv, make_norm(norm, channels), nn.ReLU()))
     return nn.Sequential(*blocks)
+
+
+def _widen(outputs: Any) -> Any:
+    if isinstance(outputs, dict):
+        return {name: _widen(value) for name, value in outputs.items()}
+    if isinstance(outputs, list | tuple):
+        return type(outputs)(_widen(value) for value in outputs)
+    return outputs.float() if outputs.dtype in (torch.bfloat16, torch.float16) else outputs
+
+
+class _FullPrecision(nn.Module):
+    """Hands on in float32 what a module computes in 16 bits under autocast.
+
+    torchvision computes boxes in the dtype of its heads' outputs. In bfloat16 a position of several
+    hundred pixels is a multiple of 2 or 4 of them, and small boxes miss their objects.
+    """
+
+    def forward(self, *args: Any) -> Any:
+        """Return the same structure of tensors."""
+        return _widen(super().forward(*args))
+
+
+class FCOSHead(_FullPrecision, fcos.FCOSHead):
+    """torchvision's, in float32."""
+
+
+class RetinaNetHead(_FullPrecision, retinanet.RetinaNetHead):
+    """torchvision's, in float32."""
+
+
+class RPNHead(_FullPrecision, rpn.RPNHead):
+    """torchvision's, in float32."""
+
+
+class FastRCNNPredictor(_FullPrecision, faster_rcnn.FastRCNNPredictor):
+    """torchvision's, in float32."""
 
 
 FIRST_DISTANCE = 2.0
