@@ -23,6 +23,7 @@ from torchadder.training import RecipeError, fit, resume
 from torchadder.training.assembly import build_task, open_data
 from torchadder.training.callbacks import read_metrics
 from torchadder.training.checkpoint_io import read_state
+from torchadder.training.folders import RUN_FILES
 
 SCENES = {
     "num_train": 10,
@@ -80,6 +81,7 @@ def test_the_run_folder_is_complete(folder):
     kept = {"config.yaml", "metrics.csv", "summary.json", "tensorboard", "checkpoints"}
     found = {"predictions.json", "evaluation.json"}
     assert names - drawn == kept | found
+    assert names <= RUN_FILES
     assert "results.png" in names
     rows = read_metrics(folder / "metrics.csv")
     assert len(rows) == 3

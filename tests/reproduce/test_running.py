@@ -132,6 +132,7 @@ def test_an_interrupted_run_goes_on_and_one_without_an_epoch_begins_again(plan, 
     interrupt(conv)
     write_run(adder, [], status="interrupted")
     (adder.folder / "tensorboard").mkdir()
+    (adder.folder / "stability.csv").write_text("step,layer,quantity,value\n")
     said = []
     results = reproduce(half, say=said.append)
     assert trainer.calls == [

@@ -13,6 +13,7 @@ from short_runs import recipe, weights
 from torchadder.models import lenet5_bn
 from torchadder.stability.table import read_table
 from torchadder.training import RecipeError, fit, resume
+from torchadder.training.folders import RUN_FILES
 
 EVERY = {
     "trainer.record_stability": 3,
@@ -37,6 +38,13 @@ def measured(tmp_path_factory):
 
 def by_key(folder):
     return {row[:3]: row[3] for row in read_table(folder / "stability.csv")}
+
+
+def test_every_file_of_a_run_folder_is_known(measured):
+    # What is not known here keeps a table from beginning a killed run again.
+    names = {path.name for path in measured.iterdir()}
+    assert "stability.csv" in names
+    assert names <= RUN_FILES
 
 
 def test_measuring_changes_nothing(measured, tmp_path):

@@ -13,21 +13,12 @@ from typing import Any, Literal
 
 from torchadder.atomic import is_temporary, write_atomically
 from torchadder.reproduce.plan import NEUTRAL, Job, Plan, ReproduceError, difference
+from torchadder.training.folders import RUN_FILES
 from torchadder.training.recipe import RecipeError, read_recipe
 
 SETTINGS = "settings.json"
 
 Stage = Literal["new", "begun", "interrupted", "finished"]
-
-# What a run leaves before its first epoch is finished; anything else in a folder is not ours.
-_OF_A_RUN = {
-    "config.yaml",
-    "metrics.csv",
-    "summary.json",
-    "tensorboard",
-    "checkpoints",
-    "left_out.txt",
-}
 
 
 @dataclass(frozen=True)
@@ -182,7 +173,7 @@ def _check_run(job: Job, output: Path) -> None:
 
 def _refuse_strangers(folder: Path) -> None:
     for path in sorted(folder.iterdir()):
-        if path.name not in _OF_A_RUN and not is_temporary(path):
+        if path.name not in RUN_FILES and not is_temporary(path):
             raise ReproduceError(
                 f"{str(folder)!r} holds {path.name!r}, which no run wrote; nothing was overwritten"
             )

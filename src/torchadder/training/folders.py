@@ -1,10 +1,31 @@
-"""Names of folders for what commands write."""
+"""Run folders: their names, and what lies in them."""
 
 from __future__ import annotations
 
 import datetime
 import itertools
 from pathlib import Path
+
+RUN_FILES = frozenset(
+    {
+        "config.yaml",
+        "metrics.csv",
+        "stability.csv",
+        "summary.json",
+        "left_out.txt",
+        "tensorboard",
+        "checkpoints",
+        # Of a detector.
+        "results.png",
+        "results-dark.png",
+        "pr_curve.png",
+        "pr_curve-dark.png",
+        "predictions.json",
+        "evaluation.json",
+    }
+)
+"""Every file and folder that `torchadder train` writes into a run folder; others are not deleted
+where a run begins again."""
 
 
 def dated_folder(name: str) -> Path:
