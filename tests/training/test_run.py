@@ -15,7 +15,7 @@ from torchadder import recipes
 from torchadder.checkpoint import CheckpointError, read_info
 from torchadder.training import NonFiniteError, RecipeError, fit, resume
 from torchadder.training.checkpoint_io import SafetensorsCheckpointIO, read_state
-from torchadder.training.evaluation import evaluate, image_files, predict
+from torchadder.training.evaluation import evaluate, image_files, open_checkpoint, predict
 
 
 def recipe(method="conv", **overrides):
@@ -195,6 +195,30 @@ def test_a_recipe_that_cannot_run_leaves_no_folder(tmp_path):
             fit(recipe(**overrides), output=tmp_path / "run")
         assert "\n" not in str(caught.value)
         assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("method", "key", "num_outputs"),
+    [
+        ("adder", "model", 20),
+        ("adder", "model", 9),
+        ("pkkd", "distill.teacher", 20),
+    ],
+)
+def test_a_net_has_one_output_for_each_class(tmp_path, method, key, num_outputs):
+    argument = "model.kwargs" if key == "model" else "distill.teacher_kwargs"
+    message = rf"^{key} = lenet5_bn has {num_outputs} outputs: 10 are wanted, one for each class"
+    with pytest.raises(RecipeError, match=message):
+        fit(recipe(method, **{argument: {"num_classes": num_outputs}}), output=tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_checkpoint_has_one_output_for_each_class(finished, tmp_path):
+    metadata = read_info(finished.best_checkpoint).metadata
+    path = tmp_path / "wide.safetensors"
+    torchadder.save(torchadder.models.lenet5_bn(num_classes=20), path, metadata=metadata)
+    with pytest.raises(CheckpointError, match="has 20 outputs: 10 are wanted, one for each of its"):
+        open_checkpoint(path)
 
 
 def test_resume_refuses_what_it_cannot_continue(finished, tmp_path):

@@ -217,9 +217,10 @@ def build_model(config: ModelConfig, data: ImageData, key: str) -> nn.Module:
         raise RecipeError(
             f"{key} = {config.name} on images of {channels}x{height}x{width}: {error}"
         ) from error
-    if num_outputs < data.num_classes:
+    if num_outputs != data.num_classes:
         raise RecipeError(
-            f"{key} has {num_outputs} outputs, the data has {data.num_classes} classes"
+            f"{key} = {config.name} has {num_outputs} outputs: {data.num_classes} are wanted, one "
+            "for each class of the data"
         )
     if config.checkpoint is not None:
         load_into(model, config.checkpoint)

@@ -69,7 +69,8 @@ def open_checkpoint(path: str | os.PathLike[str]) -> Classifier:
         path: A .safetensors file, a run folder (its best checkpoint), or a hub id.
 
     Raises:
-        CheckpointError: If there is no checkpoint, it is damaged, or training did not write it.
+        CheckpointError: If there is no checkpoint, it is damaged, training did not write it, or it
+            has not one output for each class.
     """
     path = weights_of(path)
     metadata = read_info(path).metadata
@@ -82,6 +83,14 @@ def open_checkpoint(path: str | os.PathLike[str]) -> Classifier:
         )
     model = torchadder.load(path).eval()
     preprocess = Preprocess.from_dict(metadata["preprocess"])
+    shape = (1, preprocess.channels, preprocess.height, preprocess.width)
+    with torch.inference_mode():
+        num_outputs = model(torch.zeros(shape)).shape[1]
+    if num_outputs != len(metadata["class_names"]):
+        raise CheckpointError(
+            f"{path}: the net has {num_outputs} outputs: {len(metadata['class_names'])} are "
+            "wanted, one for each of its classes"
+        )
     return Classifier(path, model, metadata["class_names"], preprocess, metadata["data"])
 
 
