@@ -76,7 +76,15 @@ def xml(stem, objects=None, size=None):
     )
 
 
-def write_voc(folder, objects=None):
+VOC_LISTS = {
+    "train.txt": "a\nb\n",
+    "val.txt": "c\n",
+    "trainval.txt": "a\nb\nc\n",
+    "cat_train.txt": "a  1\nb -1\n",
+}
+
+
+def write_voc(folder, objects=None, lists=VOC_LISTS):
     write_images(folder / "JPEGImages")
     (folder / "Annotations").mkdir()
     main = folder / "ImageSets" / "Main"
@@ -84,10 +92,8 @@ def write_voc(folder, objects=None):
     for stem in "abc":
         text = xml(stem, (objects or {}).get(stem))
         (folder / "Annotations" / f"{stem}.xml").write_text(text)
-    (main / "train.txt").write_text("a\nb\n")
-    (main / "val.txt").write_text("c\n")
-    (main / "trainval.txt").write_text("a\nb\nc\n")
-    (main / "cat_train.txt").write_text("a  1\nb -1\n")
+    for name, text in lists.items():
+        (main / name).write_text(text)
     (folder / "classes.txt").write_text("cat\ndog\n")
     return folder
 

@@ -278,6 +278,49 @@ def test_voc_image_that_is_missing_or_listed_twice(tmp_path):
 
 
 @pytest.mark.parametrize(
+    ("lists", "reason"),
+    [
+        (
+            {"train07.txt": "a\nb\n", "train12.txt": "b\nc\n"},
+            r"train12.txt: image 'b' is listed in train07.txt too \(train\)",
+        ),
+        (
+            {"train.txt": "a\n", "val.txt": "b\n", "extra.txt": "b\nc\n"},
+            r"extra.txt: no split in its name, and image 'c' is in no other list; train, trainv",
+        ),
+        (
+            {"one.txt": "a\n", "two.txt": "b\n"},
+            r"one.txt: no split in its name, and image 'a' is in no other list",
+        ),
+        (
+            {"cat_train.txt": "a 1\nb -1\n", "cat_test.txt": "c 0\n"},
+            r"Main: only lists of one class \(cat_test.txt, ...\); train.txt or the like is wanted",
+        ),
+    ],
+)
+def test_voc_lists_that_leave_images_or_have_them_twice(tmp_path, lists, reason):
+    with pytest.raises(DetectionDataError, match=reason):
+        open_detection(write_voc(tmp_path, lists=lists), skip_bad=True)
+
+
+@pytest.mark.parametrize(
+    ("folder", "reason"),
+    [
+        ("train2017", r"images/train2017: train is split 'train' already; data.yaml may name both"),
+        ("extra", r"images/extra: belongs to no split, though train beside it is one; a folder"),
+        ("", r"images/a.png: belongs to no split, though train beside it is one"),
+    ],
+)
+def test_yolo_images_of_no_split_or_of_one_that_is_taken(tmp_path, folder, reason):
+    write_yolo(tmp_path, yaml=False)
+    (tmp_path / "images" / "empty").mkdir()  # is no split and may stand there
+    assert sorted(open_detection(tmp_path, num_classes=2).splits) == ["train", "validation"]
+    write_images(tmp_path / "images" / folder, "a")
+    with pytest.raises(DetectionDataError, match=reason):
+        open_detection(tmp_path, num_classes=2, skip_bad=True)
+
+
+@pytest.mark.parametrize(
     ("text", "reason"),
     [
         ("1 0.5 0.5 0.2", r"b.txt, line 1: 4 numbers .*class x y width height is wanted"),

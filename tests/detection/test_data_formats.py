@@ -127,6 +127,27 @@ def test_voc(tmp_path):
     assert source.splits["validation"].image_ids.tolist() == [3]
 
 
+@pytest.mark.parametrize(
+    ("lists", "want"),
+    [
+        ({"trainval2007.txt": "b\n", "trainval2012.txt": "a\n"}, {"trainval": "ba"}),
+        ({"my_train.txt": "a\nb\n", "my_test.txt": "c\n"}, {"train": "ab", "test": "c"}),
+        (
+            {"train.txt": "a\n", "val.txt": "c\n", "all.txt": "a\nc\n"},
+            {"train": "a", "validation": "c"},
+        ),
+        ({"default.txt": "a\nc\n", "cat_train.txt": "a 1\nb 0\nc -1\n"}, {"train": "ac"}),
+        ({"train.txt": "a 1\nb -1\n"}, {"train": "ab"}),
+    ],
+)
+def test_voc_lists(tmp_path, lists, want):
+    """Lists of one split are joined; those of one class and those that add nothing are left."""
+    splits = open_detection(write_voc(tmp_path, lists=lists)).splits
+    assert {name: list(found(split)) for name, split in splits.items()} == {
+        name: list(stems) for name, stems in want.items()
+    }
+
+
 def test_voc_without_lists_counts_from_zero_and_takes_names_from_objects(tmp_path):
     folder = write_voc(tmp_path)
     for file in (folder / "ImageSets" / "Main").iterdir():

@@ -115,18 +115,53 @@ def read(
 
 
 def _lists(path: Path) -> dict[str, list[str]]:
-    """The images of each split; the files of ImageSets/Main that list one class are no splits."""
-    found = {}
-    for file in sorted((path / "ImageSets" / "Main").glob("*.txt")):
-        name = split_of(file.stem)
-        if name is None or "_" in file.stem:
+    """The images of each split: several lists of one split are joined, those of a class left.
+
+    Without a list, every annotated image is for training; so are the images of the only list, if
+    its name speaks of no split.
+
+    Raises:
+        DetectionDataError: If an image is listed twice for a split, or for none.
+    """
+    folder = path / "ImageSets" / "Main"
+    files = sorted(folder.glob("*.txt"))
+    if not files:
+        return {"train": sorted(file.stem for file in (path / "Annotations").glob("*.xml"))}
+    lists = {file: stems for file in files if (stems := _listed(file)) is not None}
+    if not lists:
+        raise DetectionDataError(
+            f"{folder}: only lists of one class ({files[0].name}, ...); train.txt or the like is "
+            "wanted"
+        )
+    found: dict[str, dict[str, Path]] = {}
+    others = []
+    for file, stems in lists.items():
+        name = split_of(file.stem) or ("train" if len(lists) == 1 else None)
+        if name is None:
+            others.append(file)
             continue
-        stems = [line.split()[0] for line in read_text(file).splitlines() if line.strip()]
-        if len(set(stems)) < len(stems):
-            twice = next(stem for stem in stems if stems.count(stem) > 1)
-            raise DetectionDataError(f"{file}: image {twice!r} is listed twice")
-        found[name] = stems
-    return found or {"train": sorted(file.stem for file in (path / "Annotations").glob("*.xml"))}
+        members = found.setdefault(name, {})
+        for stem in stems:
+            if stem in members:
+                again = "twice" if members[stem] == file else f"in {members[stem].name} too"
+                raise DetectionDataError(f"{file}: image {stem!r} is listed {again} ({name})")
+            members[stem] = file
+    for file in others:
+        unused = [stem for stem in lists[file] if not any(stem in of for of in found.values())]
+        if unused:
+            raise DetectionDataError(
+                f"{file}: no split in its name, and image {unused[0]!r} is in no other list; "
+                "train, trainval, val or test is wanted"
+            )
+    return {name: list(members) for name, members in found.items()}
+
+
+def _listed(file: Path) -> list[str] | None:
+    """The images of a list, or None if it says which of them show a class (`cat_train.txt`)."""
+    rows = [line.split() for line in read_text(file).splitlines() if line.strip()]
+    if "_" in file.stem and all(len(row) == 2 and row[1] in ("-1", "0", "1") for row in rows):
+        return None
+    return [row[0] for row in rows]
 
 
 def _categories(path: Path, options: Options, parsed: dict[str, tuple]) -> Categories:

@@ -148,11 +148,31 @@ def _plain_images(path: Path, options: Options) -> dict[str, list[Path]]:
     for folder in (images, path / "labels"):
         if not folder.is_dir():
             raise DetectionDataError(f"{folder}: no such folder")
-    folders = {split_of(child.name): child for child in sorted(images.iterdir()) if child.is_dir()}
-    folders.pop(None, None)
+    folders: dict[str, Path] = {}
+    others = []  # images of no split
+    for child in sorted(images.iterdir()):
+        name = split_of(child.name) if child.is_dir() else None
+        if name is None:
+            others += [child] if _has_images(child) else []
+        elif name in folders:
+            raise DetectionDataError(
+                f"{child}: {folders[name].name} is split {name!r} already; data.yaml may name both"
+            )
+        else:
+            folders[name] = child
     if not folders:
         return {"train": _images_below(images)}
-    return {str(name): _images_below(folder) for name, folder in folders.items()}
+    if others:
+        raise DetectionDataError(
+            f"{others[0]}: belongs to no split, though {next(iter(folders.values())).name} beside "
+            "it is one; a folder named train, val or test, or a data.yaml is wanted"
+        )
+    return {name: _images_below(folder) for name, folder in folders.items()}
+
+
+def _has_images(path: Path) -> bool:
+    """Whether something is an image, or a folder with one in it or below it."""
+    return is_image(path) or any(is_image(file) for file in path.rglob("*"))
 
 
 def _read_split(
