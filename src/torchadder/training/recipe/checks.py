@@ -115,6 +115,12 @@ def check_lp_and_slac(recipe: Recipe) -> None:
     require(1 < lp.start <= 2, "lp.start", lp.start, "above 1, up to 2")
     require(0 < lp.share <= 1, "lp.share", lp.share, "a share above 0, up to 1")
     _at_least("lp", lp, "steps", 1)
+    require(
+        lp.schedule == "none" or recipe.method != "snapshot",
+        "lp.schedule",
+        lp.schedule,
+        "none, because method is snapshot, whose teacher would keep the first exponent,",
+    )
     for key in ("nll_weight", "ac_weight"):
         weight = getattr(slac, key)
         is_weight = 0 <= weight < float("inf")
