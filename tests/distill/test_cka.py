@@ -59,6 +59,20 @@ def test_large_offsets_cost_no_digits():
     torch.testing.assert_close(linear_cka(first - 300, second), want, rtol=1e-3, atol=1e-3)
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_autocast_changes_nothing(dtype):
+    # Products of 5000 features leave the range of float16, and most digits of bfloat16.
+    first = 3 * torch.randn(16, 5000)
+    second = first + torch.randn(16, 5000)
+    net = torch.nn.Identity()
+    want = linear_cka(first, second)
+    with torch.autocast("cpu", dtype=dtype):
+        got = linear_cka(first, second)
+        alignment = layer_alignment(net, net, [""], first)[""]
+    assert torch.equal(got, want)
+    torch.testing.assert_close(alignment, torch.ones(()))
+
+
 def test_layers_of_two_nets(adder_net, conv_net, taps):
     student, teacher = adder_net(width=6).eval(), conv_net(width=9).eval()
     images = torch.randn(12, 2, 8, 8)

@@ -97,18 +97,20 @@ def _grams(net: nn.Module, names: Sequence[str], images: Tensor) -> dict[str, Te
 
 
 def _gram(features: Tensor) -> Tensor:
-    """Products of all pairs of samples, diagonal zero.
+    """Products of all pairs of samples, diagonal zero, in float32 or better under autocast, too.
 
     The features are centred first: the estimator does not notice, the rounding does.
     """
     rows = features.flatten(1).to(torch.promote_types(features.dtype, torch.float32))
     rows = rows - rows.mean(0)
-    return (rows @ rows.T).fill_diagonal_(0)
+    with torch.autocast(rows.device.type, enabled=False):
+        return (rows @ rows.T).fill_diagonal_(0)
 
 
 def _cka(first: Tensor, second: Tensor) -> Tensor:
-    joint = _hsic(first, second)
-    scale = _hsic(first, first) * _hsic(second, second)
+    with torch.autocast(first.device.type, enabled=False):
+        joint = _hsic(first, second)
+        scale = _hsic(first, first) * _hsic(second, second)
     return torch.where(scale > 0, joint * scale.clamp(min=0).rsqrt(), torch.zeros_like(scale))
 
 
