@@ -1,9 +1,14 @@
+import io
+
 import numpy as np
+import PIL.ExifTags
 import PIL.Image
+import PIL.ImageOps
 import pytest
 import torch
 
 from torchadder.data import DataError, ImageData, Preprocess, decode
+from torchadder.data.detection.pictures import size_of
 from torchadder.data.images import draw, measure, mix, random_crop, random_flip
 from torchadder.data.sampling import EpochSampler
 
@@ -151,3 +156,22 @@ def test_wrong_number_of_statistics(writer):
     data = ImageData(str(writer.folder), mean=[0.5])
     with pytest.raises(DataError, match=r"data.mean has 1 values, the images have 3 channel"):
         data.setup()
+
+
+@pytest.mark.parametrize("format", ["JPEG", "PNG", "TIFF", "WEBP"])
+@pytest.mark.parametrize("orientation", range(1, 10))
+def test_images_are_upright(format, orientation):
+    """As PIL's own, slower way has them; 9 is no orientation."""
+    exif = PIL.Image.Exif()
+    exif[PIL.ExifTags.Base.Orientation] = orientation
+    file = io.BytesIO()
+    corners = np.zeros((16, 24, 3), dtype=np.uint8)
+    corners[:8, :8], corners[8:, 16:] = (250, 0, 0), (0, 0, 250)
+    PIL.Image.fromarray(corners).save(file, format, exif=exif)
+    with PIL.Image.open(file) as image:
+        want = PIL.ImageOps.exif_transpose(image)
+    got = decode(file.getvalue())
+    assert np.array_equal(np.asarray(got), np.asarray(want))
+    assert PIL.ImageOps.exif_transpose(got).size == got.size  # and is not turned again
+    assert size_of(file.getvalue()) == (want.height, want.width)
+    assert got.width == (16 if 5 <= orientation <= 8 else 24)

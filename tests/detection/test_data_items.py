@@ -1,14 +1,17 @@
 """Digit scenes, items, transforms and the order of an epoch."""
 
 import numpy as np
+import PIL.ExifTags
+import PIL.Image
 import pytest
 import torch
 from torch.utils.data import DataLoader
 from torchvision import tv_tensors
 
-from annotated import BOXES, instances, picture, write_coco, write_voc
+from annotated import BOXES, instances, picture, write_coco, write_voc, write_yolo
 from torchadder.data.detection import (
     Augmentation,
+    DetectionDataError,
     DetectionImages,
     DigitScenes,
     collate,
@@ -276,3 +279,43 @@ def test_annotations_take_no_objects(tmp_path):
             assert isinstance(value, np.ndarray), name
             assert value.dtype != object
     assert not any(isinstance(value, (list, dict)) for value in vars(split.pictures.names).values())
+
+
+def write_turned(file):
+    """A file of 60x40 pixels that is 40 wide and 60 high: red below the middle once upright."""
+    pixels = np.zeros((40, 60, 3), dtype=np.uint8)
+    pixels[:, 30:] = (255, 0, 0)
+    exif = PIL.Image.Exif()
+    exif[PIL.ExifTags.Base.Orientation] = 6
+    PIL.Image.fromarray(pixels).save(file, exif=exif, quality=95)
+
+
+def test_shares_are_of_the_upright_image(tmp_path):
+    write_yolo(tmp_path)
+    write_turned(tmp_path / "images" / "train" / "b.jpg")
+    (tmp_path / "images" / "train" / "b.png").unlink()
+    (tmp_path / "labels" / "train" / "b.txt").write_text("0 0.25 0.75 0.5 0.5\n")
+    split = open_detection(tmp_path, check_images=True).splits["train"]
+    image, target = DetectionImages(split)[1]
+    assert target["boxes"].tolist() == [[0, 30, 20, 60]]
+    assert target["orig_size"].tolist() == [60, 40]
+    assert image.shape == (3, 60, 40)
+    assert image[0, 32:, :20].min() > 0.9
+    assert image[0, :28].max() < 0.1
+
+
+def test_stated_sizes_are_of_the_upright_image(tmp_path):
+    content = instances("a")
+    content["images"][0] |= {"file_name": "a.jpg", "height": 60, "width": 40}
+    folder = write_coco(tmp_path, content)
+    write_turned(folder / "images" / "a.jpg")
+    split = open_detection(folder, check_images=True).splits["train"]
+    assert DetectionImages(split)[0][0].shape == (3, 60, 40)
+    content["images"][0] |= {"height": 40, "width": 60}
+    write_coco(tmp_path, content)
+    with pytest.raises(
+        DetectionDataError,
+        match=r"a.jpg: the image is 40 pixels wide and 60 high, its annotation says 60 and 40; "
+        r"sizes and boxes are to be those of the image as its EXIF orientation turns it",
+    ):
+        open_detection(folder, check_images=True)

@@ -22,6 +22,7 @@ from torch.utils.data import Dataset
 from torchvision.transforms import InterpolationMode, v2
 from torchvision.transforms.v2 import functional as vision
 
+from torchadder.data.orientation import orientation_of, upright
 from torchadder.data.sources import DataError, Split
 
 _DECODE_ERRORS = (OSError, ValueError, SyntaxError, PIL.Image.DecompressionBombError)
@@ -97,7 +98,7 @@ class Preprocess:
 
 
 def decode(encoded: bytes | str) -> PIL.Image.Image:
-    """Decodes an image from its bytes or its file.
+    """Decodes an image from its bytes or its file, upright as its EXIF orientation says.
 
     Raises:
         DataError: If this is no image, or a damaged one.
@@ -107,13 +108,14 @@ def decode(encoded: bytes | str) -> PIL.Image.Image:
         with PIL.Image.open(
             io.BytesIO(encoded) if isinstance(encoded, bytes) else encoded
         ) as image:
+            orientation = orientation_of(image)
             image.load()
     except _DECODE_ERRORS as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         # PIL's text for bytes names the address of a buffer, which helps nobody.
         reason = "no known image format" if "cannot identify" in reason else reason
         raise DataError(f"cannot be decoded ({reason})") from error
-    return image
+    return upright(image, orientation)
 
 
 def to_tensor(image: PIL.Image.Image, channels: int) -> Tensor:

@@ -106,7 +106,7 @@ def _boxes(corners: Tensor, canvas_size: tuple[int, int]) -> Any:
 
 
 def open_image(split: DetectionSplit, index: int) -> PIL.Image.Image:
-    """Image `index` of a split, decoded.
+    """Image `index` of a split, decoded and upright.
 
     Raises:
         DetectionDataError: If it cannot be decoded, or has another size than its annotation says.
@@ -114,9 +114,11 @@ def open_image(split: DetectionSplit, index: int) -> PIL.Image.Image:
     image = split.pictures.open(index)
     height, width = (int(side) for side in split.sizes[index])
     if (image.height, image.width) != (height, width):
+        is_swapped = (image.height, image.width) == (width, height)
+        hint = "; sizes and boxes are to be those of the image as its EXIF orientation turns it"
         raise DetectionDataError(
             f"{split.pictures.where(index)}: the image is {image.width} pixels wide and "
-            f"{image.height} high, its annotation says {width} and {height}"
+            f"{image.height} high, its annotation says {width} and {height}{hint * is_swapped}"
         )
     return image
 

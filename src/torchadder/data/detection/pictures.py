@@ -15,6 +15,7 @@ import numpy as np
 import PIL.Image
 
 from torchadder.data.detection.problems import DetectionDataError
+from torchadder.data.orientation import upright_size
 from torchadder.data.sources import DataError, locate
 
 
@@ -130,14 +131,14 @@ class TablePictures:
 
 
 def size_of(encoded: bytes | str) -> tuple[int, int]:
-    """Height and width of an encoded image, from its header alone.
+    """Height and width of an encoded image once it is upright, from its header alone.
 
     Raises:
         DataError: If it is no image.
     """
     try:
         with PIL.Image.open(io.BytesIO(encoded) if isinstance(encoded, bytes) else encoded) as file:
-            return file.height, file.width
+            return upright_size(file)
     except (OSError, ValueError, SyntaxError, PIL.Image.DecompressionBombError) as error:
         raise DataError(f"cannot be decoded ({_reason(error)})") from error
 
