@@ -76,6 +76,11 @@ def evaluate(args: Any, data: dict[str, Any]) -> None:
     """Evaluates a detector and prints its figures."""
     from torchadder.training.detector_evaluation import evaluate_detector, open_detector
 
+    if "label_column" in data:
+        raise UserError(
+            f"--data.label_column is for nets that name images, and {args.checkpoint} holds a "
+            "detector; --detection.objects_column names the column of the objects"
+        )
     folder = None if args.save is None else _new_folder(args.save, "evaluate")
     net = open_detector(args.checkpoint)
     result = evaluate_detector(
@@ -92,12 +97,12 @@ def evaluate(args: Any, data: dict[str, Any]) -> None:
     if args.json:
         print(json.dumps(figures, indent=2))
         return
-    show(figures, [str(entry) for entry in result.data.left_out])
+    show(figures)
     if folder is not None:
         print(f"written to {folder}")
 
 
-def show(figures: dict[str, Any], left_out: Sequence[str] = ()) -> None:
+def show(figures: dict[str, Any]) -> None:
     """Prints what a detector reaches."""
 
     def percent(value: float | None) -> str:
@@ -127,10 +132,15 @@ def show(figures: dict[str, Any], left_out: Sequence[str] = ()) -> None:
     for name, values in figures["per_class"].items():
         cells = "  ".join(f"{percent(values[key]):>8}" for key in ("ap", "ap50", "voc_ap"))
         print(f"{name:<{width}}  {cells}")
-    if left_out:
-        print(f"\nleft out ({len(left_out)}):")
-        for entry in left_out:
-            print(f"  {entry}")
+    show_left_out(figures["left_out"])
+
+
+def show_left_out(entries: Sequence[Any]) -> None:
+    """Prints what could not be used and was skipped."""
+    if entries:
+        print(f"\nleft out ({len(entries)}):")
+    for entry in entries:
+        print(f"  {entry}")
 
 
 def write_evaluation(folder: Path, net: TrainedDetector, result: Evaluation) -> None:
@@ -151,6 +161,7 @@ def report_run(result: Any) -> None:
     from torchadder.report.detection import draw_course, kind_of
     from torchadder.training import distributed
     from torchadder.training.detector_evaluation import evaluate_detector, open_detector
+    from torchadder.training.recipe import read_recipe
 
     distributed.leave()
     monitor = next(name for name in result.metrics if name.startswith("best_val_"))
@@ -160,7 +171,8 @@ def report_run(result: Any) -> None:
         f"{100 * result.metrics[monitor]:.2f} %"
     )
     net = open_detector(result.best_checkpoint)
-    found = evaluate_detector(net)
+    accelerator = read_recipe(result.folder).trainer.accelerator
+    found = evaluate_detector(net, accelerator=accelerator)
     draw_course(result.folder, result.history, kind_of(net.config))
     write_evaluation(result.folder, net, found)
     print(f"run folder: {result.folder}")
@@ -219,6 +231,7 @@ def predict(args: Any) -> None:
     nets = [open_detector(path) for path in (args.checkpoint, args.beside) if path is not None]
     paths = image_files(args.images)
     folder = None if args.save is None else _new_folder(args.save, "predict")
+    names = _drawing_names(paths)
     entries: list[dict[str, Any]] = []
     failed: list[tuple[Path, str]] = []
     for number, path in enumerate(paths, 1):
@@ -230,7 +243,7 @@ def predict(args: Any) -> None:
         print(f"{path}  {_words(first, nets[0])}")
         entries += _entries(first, nets[0], number)
         if folder is not None:
-            _draw(folder, path, nets, found, maps=args.maps)
+            _draw(folder, names[path], nets, found, maps=args.maps)
     if folder is not None:
         from torchadder.data.detection import write_json
 
@@ -278,8 +291,21 @@ def _entries(found: Found, net: TrainedDetector, number: int) -> list[dict[str, 
     ]
 
 
+def _drawing_names(paths: Sequence[Path]) -> dict[Path, str]:
+    """A name for the drawing of each image: its own, with its number in front if two would meet.
+
+    `NAME.png` and `NAME_zeros.png` are written.
+    """
+    plain = [path.stem for path in paths]
+    written = [*plain, *(f"{name}_zeros" for name in plain)]
+    if len(set(written)) == len(written):
+        return dict(zip(paths, plain, strict=True))
+    digits = len(str(len(paths)))
+    return {path: f"{number:0{digits}}_{path.stem}" for number, path in enumerate(paths, 1)}
+
+
 def _draw(
-    folder: Path, path: Path, nets: Sequence[TrainedDetector], found: Sequence[Found], *, maps: bool
+    folder: Path, name: str, nets: Sequence[TrainedDetector], found: Sequence[Found], *, maps: bool
 ) -> None:
     from torchadder.report.detection import Panel, draw_panels, draw_zeros, kind_of
 
@@ -297,7 +323,7 @@ def _draw(
         )
         for title, net, each in zip(titles, nets, found, strict=True)
     ]
-    draw_panels(folder / f"{path.stem}.png", panels)
+    draw_panels(folder / f"{name}.png", panels)
     if maps:
         from torchadder.detection import zero_maps
 
@@ -307,7 +333,7 @@ def _draw(
             (title, kind_of(net.config)): zero_maps(net.model, image)
             for title, net in zip(titles, nets, strict=True)
         }
-        draw_zeros(folder / f"{path.stem}_zeros.png", found[0].image, shares)
+        draw_zeros(folder / f"{name}_zeros.png", found[0].image, shares)
 
 
 def _title(net: TrainedDetector) -> str:

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from torchadder.cli import UserError
+from torchadder.cli.detectors import show_left_out
 
 if TYPE_CHECKING:
     from jsonargparse import ArgumentParser
@@ -93,11 +94,13 @@ def run(args: Any) -> None:
             print(_line(row), flush=True)
             rows.append(row)
         print(f"table: {write_table(args.table, rows, net.about(config))}")
+        show_left_out(net.images.left_out)
         return
     result = net.save(config, output)
     if args.report is not None:
         result.report.to_csv(args.report)
     _show(result)
+    show_left_out(net.images.left_out)
 
 
 def _opened(args: Any) -> Any:

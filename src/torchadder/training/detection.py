@@ -69,7 +69,9 @@ def open_data(recipe: Recipe) -> DetectionData:
     return data
 
 
-def data_of(data: DataConfig, config: DetectionConfig, *, seed: int = 0) -> DetectionData:
+def data_of(
+    data: DataConfig, config: DetectionConfig, *, seed: int = 0, evaluate_only: bool = False
+) -> DetectionData:
     """The images that two sections of a recipe name, not opened yet.
 
     Raises:
@@ -81,6 +83,7 @@ def data_of(data: DataConfig, config: DetectionConfig, *, seed: int = 0) -> Dete
         eval_batch_size=data.eval_batch_size,
         val_split=data.val_split,
         val_fraction=data.val_fraction,
+        evaluate_only=evaluate_only,
         workers=data.workers,
         image_column=data.image_column,
         num_classes=data.num_classes,

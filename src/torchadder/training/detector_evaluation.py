@@ -5,6 +5,7 @@ How a detector was trained is read from its checkpoint, where training wrote it.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import os
 from collections.abc import Iterator, Mapping, Sequence
@@ -24,7 +25,7 @@ from torchadder.data.detection import DetectionData, DetectionDataError
 from torchadder.data.images import to_tensor
 from torchadder.detection import CocoAP, VocAP
 from torchadder.tasks.detection import Detection
-from torchadder.training.detection import data_of, sections_of
+from torchadder.training.detection import OPENING, data_of, sections_of
 from torchadder.training.recipe import DataConfig, DetectionConfig, check_keys
 from torchadder.training.validation import validate
 from torchadder.training.weights import weights_of
@@ -70,9 +71,9 @@ class Evaluation:
         data: The images.
         zeros: Share of zeros on each level of backbone and neck, on the first images.
         seconds: Time that finding took.
-        height: Height of the largest image as the backbone sees it, in pixels.
+        height: Height of the image of most pixels as the backbone sees it.
         width: Its width.
-        operations: Operations of an image of that size.
+        operations: Operations of that image.
     """
 
     coco: CocoAP
@@ -112,6 +113,7 @@ class Evaluation:
             "num_add": self.operations.num_add,
             "energy_mj": self.operations.energy_pj / 1e9,
             "seconds": self.seconds,
+            "left_out": [str(entry) for entry in self.data.left_out],
         }
 
 
@@ -189,7 +191,7 @@ def evaluate_detector(
     metrics, seconds = validate(task, loader, threads=threads, accelerator=accelerator)
     net.model.cpu().eval()
     sizes = [net.size_for(*size) for size in opened.val.split.sizes.tolist()]
-    height, width = max(size[0] for size in sizes), max(size[1] for size in sizes)
+    height, width = max(sizes, key=lambda size: size[0] * size[1])
     return Evaluation(
         coco=task.coco,
         voc=task.voc,
@@ -213,8 +215,17 @@ def open_images_for(
     images: Mapping[str, Any] | None = None,
     *,
     batch_size: int | None = None,
+    with_training: bool = False,
 ) -> DetectionData:
     """The images that a detector was trained with, or others like them, opened.
+
+    Args:
+        net: The detector.
+        data: Keys of the recipe's section `data` to replace, for instance `source`.
+        images: Keys of the section `detection` to replace that say how images are opened.
+        batch_size: Images per batch; None: as in training.
+        with_training: Whether training images are wanted beside those to evaluate on. Without them
+            another source, or a split that is named, is evaluated whole.
 
     Raises:
         DataError: If they cannot be used, or have other classes.
@@ -223,16 +234,20 @@ def open_images_for(
     data, images = dict(data or {}), dict(images or {})
     check_keys(data, "data", DataConfig, "data.")
     check_keys(images, "detection", DetectionConfig, "detection.")
-    if data.get("source", net.data.source) != net.data.source:
+    is_other = data.get("source", net.data.source) != net.data.source
+    evaluate_only = not with_training and (is_other or data.get("val_split") is not None)
+    if is_other:
         # How the training images were found says nothing about others.
         plain = DetectionConfig()
-        fresh = ("format", "images", "class_names", "box_format", "first_pixel", "objects_column")
+        fresh = (*OPENING, "train_split", "skip_bad")
         images = {key: getattr(plain, key) for key in fresh} | images
         data = {"val_split": None, "image_column": None, "num_classes": None} | data
     if batch_size is not None:
         data |= {"batch_size": batch_size, "eval_batch_size": batch_size}
     opened = data_of(
-        dataclasses.replace(net.data, **data), dataclasses.replace(net.config, **images)
+        dataclasses.replace(net.data, **data),
+        dataclasses.replace(net.config, **images),
+        evaluate_only=evaluate_only,
     )
     opened.setup()
     _check_classes(opened, net)
@@ -248,27 +263,44 @@ def _check_classes(data: DetectionData, net: TrainedDetector) -> None:
             )
 
 
-def find(net: TrainedDetector, paths: Sequence[Path], *, score: float = 0.0) -> Iterator[Found]:
-    """Looks for objects in image files, one after the other.
+@contextlib.contextmanager
+def _threshold(model: Any, score: float | None) -> Iterator[None]:
+    """Lets a detector keep boxes from this score on, whatever it was built with."""
+    holder = getattr(model, "roi_heads", model)
+    before = holder.score_thresh
+    holder.score_thresh = before if score is None else score
+    try:
+        yield
+    finally:
+        holder.score_thresh = before
+
+
+def find(
+    net: TrainedDetector, paths: Sequence[Path], *, score: float | None = None
+) -> Iterator[Found]:
+    """Looks for objects in image files, one after the other, resized as in the evaluation.
 
     Args:
         net: The detector.
         paths: Image files.
-        score: Smallest score of a box.
+        score: Boxes have a larger one, a share in 0..1; None: what the detector was built with.
 
     Yields:
         What was found in each file, in order; a file that is no image has `error` set.
     """
+    resizing = data_of(net.data, net.config).augmentation.for_evaluation()
     for path in paths:
         try:
             image = to_tensor(decode(str(path)), 3)
         except DataError as error:
             yield Found(path, error=str(error))
             continue
-        with torch.inference_mode():
-            found = net.model([vision.to_dtype(image, torch.float32, scale=True)])[0]
-        kept = found["scores"] >= score
-        order = found["scores"][kept].argsort(descending=True, stable=True)
-        yield Found(
-            path, image, *(found[key][kept][order] for key in ("boxes", "scores", "labels"))
-        )
+        height, width = (int(side) for side in image.shape[-2:])
+        size = resizing.size(height, width)
+        resized = resizing.resize(image, size)
+        with torch.inference_mode(), _threshold(net.model, score):
+            found = net.model([vision.to_dtype(resized, torch.float32, scale=True)])[0]
+        scale = torch.tensor([width / size[1], height / size[0]]).repeat(2)
+        order = found["scores"].argsort(descending=True, stable=True)
+        boxes, scores, labels = (found[key][order] for key in ("boxes", "scores", "labels"))
+        yield Found(path, image, boxes * scale, scores, labels)

@@ -106,7 +106,7 @@ class QuantizedDetector:
         self.net = open_detector(checkpoint)
         if integer_net(self.net.model) is not None:
             raise QuantizationError(f"{self.net.path}: the net computes with integers already")
-        self.images = open_images_for(self.net, data, batch_size=batch_size)
+        self.images = open_images_for(self.net, data, batch_size=batch_size, with_training=True)
         transform = self.net.model.transform
         self.calibration = Calibration(
             self.net.model,

@@ -11,7 +11,7 @@ from torch.utils.data import DataLoader
 
 from torchadder.data.detection.digits import DigitScenes
 from torchadder.data.detection.items import DetectionImages, collate
-from torchadder.data.detection.opening import divide, open_detection
+from torchadder.data.detection.opening import divide, open_detection, split_to_evaluate
 from torchadder.data.detection.problems import LeftOut
 from torchadder.data.detection.tables import DetectionSource
 from torchadder.data.detection.transforms import Augmentation
@@ -37,6 +37,8 @@ class DetectionData(EpochData):
         train_split: Split to train on; None: see `divide`.
         val_split: Split to validate on; None: see `divide`.
         val_fraction: Part to hold out where there is a training split only.
+        evaluate_only: Whether nothing is trained on, so that `val_split`, or what
+            `split_to_evaluate` takes for it, is evaluated whole; there is no `train` then.
         use_difficult: Whether to train on difficult objects.
         workers: Worker processes; None takes 0 for digit scenes, else one per CPU up to 4.
         scenes: How digit scenes are composed, arguments of `DigitScenes`.
@@ -71,6 +73,7 @@ class DetectionData(EpochData):
         train_split: str | None = None,
         val_split: str | None = None,
         val_fraction: float = 0.2,
+        evaluate_only: bool = False,
         use_difficult: bool = False,
         workers: int | None = None,
         scenes: dict[str, Any] | None = None,
@@ -86,6 +89,7 @@ class DetectionData(EpochData):
         self.train_split = train_split
         self.val_split = val_split
         self.val_fraction = val_fraction
+        self.evaluate_only = evaluate_only
         self.use_difficult = use_difficult
         self.workers = workers
         self.scenes = _scenes(scenes or {})
@@ -112,15 +116,22 @@ class DetectionData(EpochData):
         )
         self.class_names = self.opened.class_names
         self.num_classes = self.opened.num_classes
-        train, val = divide(
-            self.opened,
-            train_split=self.train_split,
-            val_split=self.val_split,
-            val_fraction=self.val_fraction,
-        )
-        self.train = DetectionImages(
-            train, self.augmentation, seed=self.seed, train=True, use_difficult=self.use_difficult
-        )
+        if self.evaluate_only:
+            val = split_to_evaluate(self.opened, self.val_split)
+        else:
+            train, val = divide(
+                self.opened,
+                train_split=self.train_split,
+                val_split=self.val_split,
+                val_fraction=self.val_fraction,
+            )
+            self.train = DetectionImages(
+                train,
+                self.augmentation,
+                seed=self.seed,
+                train=True,
+                use_difficult=self.use_difficult,
+            )
         self.val = DetectionImages(val, self.augmentation.for_evaluation())
         self._is_open = True
 

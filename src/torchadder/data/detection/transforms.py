@@ -77,6 +77,10 @@ class Augmentation:
         old = int(image.shape[-2]), int(image.shape[-1])
         new = self.size(*old, choice)
         if new != old:
-            image = vision.resize(image, list(new), InterpolationMode.BILINEAR, antialias=True)
+            image = self.resize(image, new)
             boxes = vision.resize(boxes, list(new))
         return image, boxes
+
+    def resize(self, image: Tensor, size: tuple[int, int]) -> Tensor:
+        """An image (C, H, W) brought to a height and width."""
+        return vision.resize(image, list(size), InterpolationMode.BILINEAR, antialias=True)
