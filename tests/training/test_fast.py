@@ -3,6 +3,7 @@
 import csv
 import json
 import math
+from types import SimpleNamespace
 
 import lightning
 import pytest
@@ -232,12 +233,24 @@ def test_a_fused_run_is_the_same_up_to_rounding(tmp_path, monkeypatch):
     for name, value in weights(want.folder).items():
         torch.testing.assert_close(weights(got.folder)[name], value, rtol=1e-3, atol=1e-5)
     monkeypatch.undo()
-    # A run that began with a fused optimizer goes on without one where that is usual.
     state = read_state(got.folder / "checkpoints" / "last.ckpt")
     assert state["optimizer_states"][0]["param_groups"][0]["fused"]
-    module = Classification(torchadder.models.lenet5_bn(conv="conv"), num_classes=10, eta=None)
+
+
+@pytest.mark.parametrize(
+    ("device", "precision", "fused"),
+    [("cuda", "32-true", True), ("cuda", "16-mixed", None), ("cpu", "32-true", None)],
+)
+@pytest.mark.parametrize("before", [True, None])
+def test_a_run_goes_on_with_the_optimizer_of_its_device(device, precision, fused, before):
+    """Lightning loads the checkpoint while the net is still on the CPU."""
+    strategy = SimpleNamespace(root_device=torch.device(device))
+    trainer = SimpleNamespace(strategy=strategy, precision=precision)
+    module = Classification(torchadder.models.lenet5_bn(conv="conv"), num_classes=10)
+    module.trainer = trainer
+    state = {"optimizer_states": [{"param_groups": [{"fused": before}]}]}
     module.on_load_checkpoint(state)
-    assert state["optimizer_states"][0]["param_groups"][0]["fused"] is None
+    assert state["optimizer_states"][0]["param_groups"][0]["fused"] is fused
 
 
 # Compiled and recorded steps --------------------------------------------------------------------

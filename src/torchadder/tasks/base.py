@@ -190,8 +190,10 @@ class TrainingTask(lightning.LightningModule):
     def _is_fused(self) -> bool:
         if self.fused is not None:
             return self.fused
+        # Not `self.device`: a checkpoint is loaded before the net is moved to its device.
+        device = self.trainer.strategy.root_device
         # A GradScaler and a fused optimizer share the flag that skips a step.
-        return self.device.type == "cuda" and self.trainer.precision != "16-mixed"
+        return device.type == "cuda" and self.trainer.precision != "16-mixed"
 
     def _trains_adder_layers(self) -> bool:
         layers = (layer for layer in self.modules() if isinstance(layer, AdderModule))
