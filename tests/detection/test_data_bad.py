@@ -178,6 +178,11 @@ def test_images_without_boxes_are_legal(tmp_path):
             '{"id": 1, "name": "dog"}]}',
             r"category id 1 stands there twice",
         ),
+        (
+            '{"images": [], "annotations": [], "categories": [{"id": 3, "name": "cat"}, '
+            '{"id": 1, "name": "cat"}]}',
+            r"categories 3 and 1 are both named 'cat'; class names are to differ",
+        ),
     ],
 )
 def test_json_of_the_wrong_kind(tmp_path, text, reason):

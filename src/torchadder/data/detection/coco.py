@@ -124,6 +124,12 @@ def _categories(content: dict[str, Any], file: Path) -> Categories:
             )
         if number in found:
             raise DetectionDataError(f"{file}: category id {number} stands there twice")
+        other = next((one for one in found if found[one] == name), None)
+        if other is not None:
+            raise DetectionDataError(
+                f"{file}: categories {other} and {number} are both named {name!r}; class names are "
+                "to differ"
+            )
         found[number] = name
     if not found:
         raise DetectionDataError(f"{file}: no categories")
