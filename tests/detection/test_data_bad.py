@@ -338,18 +338,28 @@ def test_yolo_images_of_no_split_or_of_one_that_is_taken(tmp_path, folder, reaso
         ("1 0.5 0.5 -0.2 0.2", r"line 1: .* is reversed"),
         ("1 nan 0.5 0.2 0.2", r"line 1: .* is not finite"),
         ("nan 0.5 0.5 0.2 0.2", r"class x y width height is wanted"),
-        (b"\xff\xfe\x00", r"b.txt: no readable text"),
     ],
 )
-def test_bad_text(tmp_path, text, reason):
+def test_bad_line(tmp_path, text, reason):
     folder = write_yolo(tmp_path)
     file = folder / "labels" / "train" / "b.txt"
-    file.write_bytes(text if isinstance(text, bytes) else text.encode())
+    file.write_text(text)
     with pytest.raises(DetectionDataError, match=reason):
         open_detection(folder)
     source = open_detection(folder, skip_bad=True)
     assert len(source.left_out) == 1
     assert found(source.splits["train"])["b"] == []
+
+
+def test_image_whose_text_cannot_be_read_is_left_out(tmp_path):
+    """It may show objects: it must not be learnt as an image without."""
+    folder = write_yolo(tmp_path)
+    (folder / "labels" / "train" / "b.txt").write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(DetectionDataError, match=r"b.txt: no readable text .*no UTF-8 text"):
+        open_detection(folder)
+    source = open_detection(folder, skip_bad=True)
+    assert [entry.where.endswith("b.txt") for entry in source.left_out] == [True]
+    assert sorted(found(source.splits["train"])) == ["a"]
 
 
 @pytest.mark.parametrize(

@@ -182,16 +182,16 @@ def _read_split(
     names = []
     for file in files:
         text = _text_of(file)
+        try:
+            lines = read_text(text).splitlines() if text.is_file() else []
+        except DetectionDataError as error:  # the image is left out: it is not one without objects
+            problems.report(str(text), f"no readable text ({error})")
+            continue
         size = known_size(file, None, None, str(file), problems)
         if size is None:
             continue
         row = builder.add_image(builder.num_images + 1, *size)
         names.append(str(file))
-        try:
-            lines = read_text(text).splitlines() if text.is_file() else []
-        except DetectionDataError as error:
-            problems.report(str(text), f"no readable text ({error})")
-            continue
         for index, line in enumerate(lines, start=1):
             if line.strip():
                 _read_line(line, row, size, f"{text}, line {index}", builder)
