@@ -12,7 +12,12 @@ import annotated
 import torchadder
 from small_detectors import small
 from torchadder.cli import main
-from torchadder.data.detection import DetectionDataError, open_detection, split_to_evaluate
+from torchadder.data.detection import (
+    DetectionData,
+    DetectionDataError,
+    open_detection,
+    split_to_evaluate,
+)
 from torchadder.training.detector_evaluation import find, open_detector, open_images_for
 from torchadder.training.recipe import DataConfig, DetectionConfig
 
@@ -124,3 +129,16 @@ def test_pictures_of_one_name_do_not_meet(checkpoint, tmp_path, capsys):
     saved = tmp_path / "saved"
     assert main(["predict", str(checkpoint), str(images), f"--save={saved}"]) == 0
     assert {path.name for path in saved.glob("*.png")} == {"1_1.png", "2_1.png"}
+
+
+def test_a_damaged_image_in_a_worker_is_one_line(tmp_path):
+    source = annotated.write_voc(tmp_path / "voc")
+    (source / "JPEGImages" / "c.png").write_bytes(b"nothing")
+    images = DetectionData(str(source), val_split="validation", eval_batch_size=1, workers=1)
+    images.setup()
+    with pytest.raises(DetectionDataError) as caught:
+        list(images.val_dataloader())
+    assert (
+        str(caught.value) == f"{source}/JPEGImages/c.png: cannot be decoded (no known image format)"
+    )
+    assert "Traceback" in caught.value.__notes__[0]

@@ -36,7 +36,21 @@ SPLIT_SEED = 20201  # the division of a data set must not move with the seed of 
 
 
 class DataError(ValueError):
-    """Data that cannot be used; the message names the file or split, the column and the value."""
+    """Data that cannot be used; the message names the file or split, the column and the value.
+
+    What a worker process of torch's `DataLoader` raises arrives as an error of the same class whose
+    text is the worker's whole traceback. The message is made of its last words then, and the
+    traceback becomes a note, which only a traceback shows.
+    """
+
+    def __init__(self, message: str = "") -> None:
+        raised = re.match(r"Caught (\w+) in DataLoader worker process \d+\.", message)
+        own = message
+        if raised:
+            own = re.split(rf"^[\w.]*{raised[1]}: ", message, flags=re.MULTILINE)[-1].strip()
+        super().__init__(own)
+        if raised:
+            self.add_note(message)
 
 
 @dataclass
