@@ -117,7 +117,7 @@ def dots(results: Results, theme: Theme) -> Figure:
             linestyle="",
             markerfacecolor="none",
             markeredgecolor=theme.muted,
-            label=f"printed in the paper ({results.table.epochs} epochs)",
+            label="printed in the paper, at its own budget",
         )
         handles.append(diamond)
     _legend(figure, handles, theme)
