@@ -383,15 +383,36 @@ def test_bad_yaml(tmp_path, text, reason):
     assert "\n" not in str(caught.value)
 
 
+def test_yolo_yaml_names_its_images_itself(tmp_path):
+    folder = write_yolo(tmp_path)
+    with pytest.raises(
+        DetectionDataError,
+        match=r"data.yaml: names the folders of the images, so images='.*images' is not wanted",
+    ):
+        open_detection(folder, images=folder / "images")
+
+
+def test_yolo_image_that_is_listed_twice(tmp_path):
+    folder = write_yolo(tmp_path)
+    (folder / "data.yaml").write_text("names: [cat, dog]\ntrain: [images/train, images/train]\n")
+    with pytest.raises(DetectionDataError, match=r"data.yaml: .*a.png is listed twice \(train\)"):
+        open_detection(folder)
+
+
+@pytest.mark.parametrize("place", ["val", "extra"])
+def test_yolo_text_without_an_image(tmp_path, place):
+    folder = write_yolo(tmp_path, yaml=False)
+    (folder / "labels" / place).mkdir(exist_ok=True)
+    (folder / "labels" / place / "zebra.txt").write_text("")
+    with pytest.raises(DetectionDataError, match=r"zebra.txt: there is no image of that name"):
+        open_detection(folder, num_classes=2)
+
+
 def test_yolo_without_names_or_texts(tmp_path):
     folder = write_yolo(tmp_path, yaml=False)
     with pytest.raises(DetectionDataError, match=r"the classes have no names .* is wanted"):
         open_detection(folder)
     assert open_detection(folder, num_classes=2).class_names == ["0", "1"]
-    orphan = folder / "labels" / "val" / "zebra.txt"
-    orphan.write_text("")
-    with pytest.raises(DetectionDataError, match=r"zebra.txt: there is no image of that name"):
-        open_detection(folder, num_classes=2)
     for file in folder.rglob("labels/*/*.txt"):
         file.unlink()
     with pytest.raises(DetectionDataError, match=r"no text file for any image"):

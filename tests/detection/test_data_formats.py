@@ -204,6 +204,18 @@ def test_yolo_list_of_images(tmp_path):
     ]
 
 
+@pytest.mark.parametrize("split", ["", "train"])
+def test_yolo_images_elsewhere(tmp_path, split):
+    """The texts have the paths below `labels` that the images have below their folder."""
+    write_images(tmp_path / "pics" / split, "ab")
+    labels = tmp_path / "data" / "labels" / split
+    labels.mkdir(parents=True)
+    (labels / "b.txt").write_text("1 0.5 0.5 0.5 0.5\n")
+    opening = {"images": tmp_path / "pics", "class_names": NAMES}
+    train = open_detection(tmp_path / "data", **opening).splits["train"]
+    assert found(train) == {"a": [], "b": [(1, (5, 5, 15, 15))]}
+
+
 @pytest.mark.parametrize("box_format", ["xywh", "xyxy"])
 def test_columns(box_format):
     source = open_detection(table(box_format=box_format), box_format=box_format, check_images=True)

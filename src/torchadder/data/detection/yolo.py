@@ -1,9 +1,9 @@
 """Reads YOLO text: a text file beside each image, a line `class x y width height` for each object.
 
 Centres and sizes are shares of the image's width and height, classes count from 0. A `data.yaml`
-names the splits and the classes; without one, `images/` and `labels/` hold the data, perhaps with a
-folder for each split, and `classes.txt` or `obj.names` the classes. An image without a text file
-has no objects.
+names the splits and the classes; without one, `images/` (or another folder) and `labels/` hold the
+data, perhaps with a folder for each split, and `classes.txt` or `obj.names` the classes. An image
+without a text file has no objects.
 """
 
 from __future__ import annotations
@@ -49,22 +49,30 @@ def read(
         DetectionDataError: If the YAML file is none, folders are missing, or classes have no names.
     """
     described = find_yaml(path) if path.is_dir() else path
+    labels = None
     if described is None:
-        names, images = _plain_names(path, options), _plain_images(path, options)
+        labels = path / "labels"
+        images = path / "images" if options.images is None else Path(options.images).expanduser()
+        names, splits = _plain_names(path, options), _plain_images(images, labels)
+    elif options.images is not None:
+        raise DetectionDataError(
+            f"{described}: names the folders of the images, so images={str(options.images)!r} is "
+            "not wanted"
+        )
     else:
         content = _load(described)
-        names, images = _yaml_names(content, described), _yaml_images(content, described)
+        names, splits = _yaml_names(content, described), _yaml_images(content, described)
     if options.class_names is not None and list(options.class_names) != names:
         raise DetectionDataError(
             f"class_names are {', '.join(options.class_names)}; the classes of {path} are "
             f"{', '.join(names)}"
         )
     categories = Categories.numbered(names)
-    _check_texts({_text_of(file) for files in images.values() for file in files}, problems)
-    splits = {}
-    for name, files in images.items():
-        splits[name] = _read_split(name, files, categories, problems)
-    return categories, splits
+    expected = {text for texts in splits.values() for text in texts.values()}
+    _check_texts(expected, labels, problems)
+    return categories, {
+        name: _read_split(name, texts, categories, problems) for name, texts in splits.items()
+    }
 
 
 def _load(file: Path) -> dict[str, Any]:
@@ -95,7 +103,8 @@ def _yaml_names(content: dict[str, Any], file: Path) -> list[str]:
     return checked_names(names, str(file))
 
 
-def _yaml_images(content: dict[str, Any], file: Path) -> dict[str, list[Path]]:
+def _yaml_images(content: dict[str, Any], file: Path) -> dict[str, dict[Path, Path]]:
+    """The images of each split and the text file of each."""
     base = file.parent / str(content.get("path") or "")
     if not base.is_dir():
         base = file.parent  # `path` is often that of the machine where the file was written
@@ -106,7 +115,11 @@ def _yaml_images(content: dict[str, Any], file: Path) -> dict[str, list[Path]]:
             found.setdefault(name, []).extend(_images_at(base, str(place), f"{file}, {key}"))
     if not found:
         raise DetectionDataError(f"{file}: none of train, val, test is named")
-    return found
+    for name, images in found.items():
+        if len(set(images)) < len(images):
+            twice = next(image for image in images if images.count(image) > 1)
+            raise DetectionDataError(f"{file}: {twice} is listed twice ({name})")
+    return {name: {image: _text_of(image) for image in images} for name, images in found.items()}
 
 
 def _images_at(base: Path, place: str, where: str) -> list[Path]:
@@ -143,9 +156,13 @@ def _plain_names(path: Path, options: Options) -> list[str]:
     )
 
 
-def _plain_images(path: Path, options: Options) -> dict[str, list[Path]]:
-    images = path / "images" if options.images is None else Path(options.images).expanduser()
-    for folder in (images, path / "labels"):
+def _plain_images(images: Path, labels: Path) -> dict[str, dict[Path, Path]]:
+    """The images of each split and the text file of each: its path below the folder of the texts.
+
+    Raises:
+        DetectionDataError: If a folder is missing, or an image would belong to no split.
+    """
+    for folder in (images, labels):
         if not folder.is_dir():
             raise DetectionDataError(f"{folder}: no such folder")
     folders: dict[str, Path] = {}
@@ -160,14 +177,18 @@ def _plain_images(path: Path, options: Options) -> dict[str, list[Path]]:
             )
         else:
             folders[name] = child
-    if not folders:
-        return {"train": _images_below(images)}
-    if others:
+    if folders and others:
         raise DetectionDataError(
             f"{others[0]}: belongs to no split, though {next(iter(folders.values())).name} beside "
             "it is one; a folder named train, val or test, or a data.yaml is wanted"
         )
-    return {name: _images_below(folder) for name, folder in folders.items()}
+    return {
+        name: {
+            image: (labels / image.relative_to(images)).with_suffix(".txt")
+            for image in _images_below(folder)
+        }
+        for name, folder in (folders or {"train": images}).items()
+    }
 
 
 def _has_images(path: Path) -> bool:
@@ -176,12 +197,11 @@ def _has_images(path: Path) -> bool:
 
 
 def _read_split(
-    name: str, files: list[Path], categories: Categories, problems: Problems
+    name: str, texts: dict[Path, Path], categories: Categories, problems: Problems
 ) -> DetectionSplit:
     builder = SplitBuilder(categories, problems)
     names = []
-    for file in files:
-        text = _text_of(file)
+    for file, text in texts.items():
         try:
             lines = read_text(text).splitlines() if text.is_file() else []
         except DetectionDataError as error:  # the image is left out: it is not one without objects
@@ -198,14 +218,18 @@ def _read_split(
     return builder.finish(name, FilePictures(Path(), names))
 
 
-def _check_texts(expected: set[Path], problems: Problems) -> None:
-    """Looks for text files without an image, and for any with one."""
+def _check_texts(expected: set[Path], labels: Path | None, problems: Problems) -> None:
+    """Looks for text files without an image, below `labels` or beside others, and for any."""
     if not any(text.is_file() for text in expected):
         raise DetectionDataError(f"{min(expected).parent}: no text file for any image")
-    for folder in sorted({text.parent for text in expected if "labels" in text.parts}):
-        for text in sorted(set(folder.glob("*.txt")) - expected):
-            if text.name != "classes.txt":
-                problems.report(str(text), "there is no image of that name")
+    if labels is not None:
+        texts = set(labels.rglob("*.txt"))
+    else:
+        folders = {text.parent for text in expected if "labels" in text.parts}
+        texts = {text for folder in folders for text in folder.glob("*.txt")}
+    for text in sorted(texts - expected):
+        if text.name != "classes.txt":
+            problems.report(str(text), "there is no image of that name")
 
 
 def _text_of(image: Path) -> Path:
