@@ -34,6 +34,8 @@ def test_overrides_take_precedence_over_the_file_and_the_file_over_defaults(tmp_
         ({"optimizer.eta": "x"}, r"optimizer.eta = x: float or null is wanted"),
         ({"data.augment": "blur"}, r"data.augment = blur"),
         ({"trainer.limit_train_batches": 1.5}, r"an int of at least 1 or a float in \(0, 1\]"),
+        ({"trainer.precision": "bf16-true"}, r"precision = 'bf16-true': 32-true, 64-true, bf16-m"),
+        ({"trainer.precision": "16-true"}, r"precision = '16-true': 32-true, 64-true, bf16-mixed"),
         ({"schedule.min_lr": 1.0}, r"schedule.min_lr = 1.0: 0 .. optimizer.lr=0.1"),
         ({"data": 3}, r"data is 3; keys with values are wanted"),
     ],

@@ -88,6 +88,13 @@ def check_trainer(trainer: TrainerConfig) -> None:
         is_limit = limit >= 1 if isinstance(limit, int) else 0 < limit <= 1
         wanted = "an int of at least 1 or a float in (0, 1]"
         require(is_limit, f"trainer.{key}", limit, wanted)
+    precision = trainer.precision
+    require(
+        not precision.endswith("-true") or precision in ("32-true", "64-true"),
+        "trainer.precision",
+        precision,
+        "32-true, 64-true, bf16-mixed or 16-mixed (weights and sums in 16 bits are too coarse)",
+    )
     devices = trainer.devices
     is_number = devices == -1 or not isinstance(devices, int) or devices >= 1
     require(is_number, "trainer.devices", devices, "at least 1, or auto")

@@ -312,7 +312,7 @@ class TrainerConfig:
         accelerator: "auto", "cpu", "cuda", "mps" ...
         devices: Number of devices of this machine, a process for each; "auto": all its GPUs, or
             the CPU. Where torchrun starts the processes, it decides.
-        precision: "32-true", "bf16-mixed", "16-mixed", "64-true" ...
+        precision: "32-true", "bf16-mixed", "16-mixed" or "64-true".
         accumulate: Batches whose gradients are summed before a step.
         gradient_clip: Largest norm of the whole gradient; null: no limit.
         limit_train_batches: Number (int) or share (float) of the training batches of an epoch.
