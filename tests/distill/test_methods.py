@@ -352,6 +352,26 @@ def test_maps_that_do_not_match(adder_net, conv_net):
     assert torch.isfinite(SP(adder_net(), teacher)(*batch()).loss)
 
 
+def fully_connected(layer):
+    return nn.Sequential(nn.Conv2d(2, 4, 8), nn.Flatten(), layer(4, 7), nn.ReLU(), nn.Linear(7, 4))
+
+
+@pytest.mark.parametrize("layer", [nn.Linear, ta.nn.AdderLinear])
+@pytest.mark.parametrize("taps", [["2"], ["3"]])
+def test_hints_of_fully_connected_layers(layer, taps):
+    method = FitNet(fully_connected(layer), fully_connected(nn.Linear), taps=taps)
+    (regressor,) = method.regressors.values()
+    assert (regressor.in_features, regressor.out_features) == (7, 7)
+    assert torch.isfinite(method(*batch()).loss)
+
+
+@pytest.mark.parametrize("method", [AT, FSP])
+def test_layers_without_positions_have_no_maps(method):
+    nets = [fully_connected(nn.Linear) for _ in range(2)]
+    with pytest.raises(ValueError, match=r"compares maps, which layer '2' has not: .*\(\d, 7\)"):
+        method(*nets, taps=["0", "2"])(*batch())
+
+
 def test_registry():
     assert {"pkkd", "kd", "at", "sp", "fsp", "fitnet", "snapshot", "dropout"} <= set(METHODS)
     with pytest.raises(ValueError, match="unknown method 'pkd'; did you mean 'pkkd'"):

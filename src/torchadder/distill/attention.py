@@ -49,7 +49,7 @@ class AT(FeatureDistiller):
         progressive: whether the teacher is trained, too.
 
     Raises:
-        ValueError: see `FeatureDistiller`; on a call, maps of different sizes.
+        ValueError: see `FeatureDistiller`; on a call, maps of different sizes or none.
     """
 
     part = "at"
@@ -78,6 +78,7 @@ class AT(FeatureDistiller):
 
     def distance(self, student: dict[str, Tensor], teacher: dict[str, Tensor]) -> Tensor:
         """Return `L_AT`."""
+        self._check_maps(student, teacher)
         losses = [
             F.mse_loss(attention_map(student[name]), attention_map(teacher[name]))
             for name in self.taps

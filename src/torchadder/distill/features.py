@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import ClassVar
 
 from torch import Tensor, nn
@@ -84,3 +84,13 @@ class FeatureDistiller(Distiller):
         if self.beta > 0:
             terms[self.part] = (self.beta, self.distance(student.taps, teacher.taps))
         return terms
+
+    def _check_maps(self, *sides: Mapping[str, Tensor]) -> None:
+        """Raise ValueError, naming the layer, unless all activations have positions."""
+        for activations in sides:
+            for name, values in activations.items():
+                if values.dim() < 3:
+                    raise ValueError(
+                        f"{type(self).__name__} compares maps, which layer {name!r} has not: its "
+                        f"output has shape {tuple(values.shape)}, (N, C, ...) is wanted"
+                    )

@@ -58,7 +58,8 @@ class FSP(FeatureDistiller):
         progressive: whether the teacher is trained, too.
 
     Raises:
-        ValueError: see `FeatureDistiller`; layers of different widths, fewer than two layers.
+        ValueError: see `FeatureDistiller`; layers of different widths, fewer than two layers; on
+            a call, layers without maps.
     """
 
     part = "fsp"
@@ -91,6 +92,7 @@ class FSP(FeatureDistiller):
 
     def distance(self, student: dict[str, Tensor], teacher: dict[str, Tensor]) -> Tensor:
         """Return `L_FSP`."""
+        self._check_maps(student, teacher)
         losses = []
         for first, second in pairwise(self.taps):
             difference = fsp_matrix(student[first], student[second]) - fsp_matrix(

@@ -25,6 +25,9 @@ COMPILED = "_orig_mod."
 MAX_SHOWN = 8
 """Layers of a net that an error message lists."""
 
+_WIDTHS = ("out_channels", "out_features", "num_features")
+"""What layers call the number of channels that they put out."""
+
 
 def find_taps(student: nn.Module, teacher: nn.Module) -> tuple[str, ...]:
     """Return the names of the layers that are worth comparing, in the student's order.
@@ -205,10 +208,11 @@ def num_channels(net: nn.Module, name: str) -> int:
     inside = list(layers[name].modules())
     before = list(itertools.takewhile(lambda layer: layer is not layers[name], layers.values()))
     for layer in (*reversed(inside), *reversed(before)):
-        channels = getattr(layer, "out_channels", getattr(layer, "num_features", None))
         # What computes the weight of a layer is no layer in it.
         inner = [child for child, _ in layer.named_children() if child != "parametrizations"]
-        if isinstance(channels, int) and not inner:
+        widths = (getattr(layer, key, None) for key in _WIDTHS)
+        channels = next((width for width in widths if isinstance(width, int)), None)
+        if channels is not None and not inner:
             return channels
     raise ValueError(f"the number of channels of {name!r} in {_name(net)} is not known")
 
