@@ -45,12 +45,21 @@ BAD_OBJECTS = [
     ({"bbox": [10, 0, 5]}, r"bbox \[10, 0, 5\], area .* numbers x, y, w, h are wanted"),
     ({"bbox": "10 0 5 5"}, r"numbers x, y, w, h are wanted"),
     ({"bbox": None}, r"bbox None"),
+    (
+        {"bbox": [10, 0, 10**400, 5]},
+        r"bbox \[10, 0, 10+\.\.\.0+, 5\], area .* numbers x, y, w, h are",
+    ),
+    ({"bbox": [2**999, 2**999, 2**999, 5]}, r"lies outside its image"),
+    ({"area": 10**400}, r"area 10+\.\.\.0+: numbers"),
+    ({"area": "9"}, r"area '9': numbers"),
     ({"area": -1}, r"area -1 is no number of pixels"),
     ({"category_id": 4}, r"category_id 4 is unknown"),
     ({"category_id": [3]}, r"category_id \[3\] is unknown"),
     ({"image_id": [10]}, r"image \[10\]\): no image has that id"),
     ({"image_id": 99}, r"\(id 102, image 99\): no image has that id"),
+    ({"image_id": 2**70}, r"no image has that id"),
     ({"id": 101}, r"another annotation has that id"),
+    ({"id": 2**70}, r"\(id 1180591620717411303424, image 10\): its id is no integer of 64 bits"),
 ]
 
 
@@ -96,6 +105,29 @@ def test_image_numbers_that_repeat(tmp_path):
     with pytest.raises(DetectionDataError, match=r"image 2 \(id 10, 'c.png'\): another image has"):
         open_detection(write_coco(tmp_path, content))
     assert sorted(found(open_detection(tmp_path, skip_bad=True).splits["train"])) == ["a", "b"]
+
+
+@pytest.mark.parametrize(
+    ("values", "reason"),
+    [
+        (
+            {"id": 2**63},
+            r"image 2 \(id 9223372036854775808, 'c.png'\): an integer id of 64 bits and",
+        ),
+        (
+            {"height": 2**40},
+            r"height 1099511627776 and width 16: 1 to 2147483647 pixels are wanted",
+        ),
+    ],
+)
+def test_image_numbers_that_are_too_large(tmp_path, values, reason):
+    content = instances()
+    content["images"][2] |= values
+    with pytest.raises(DetectionDataError, match=reason):
+        open_detection(write_coco(tmp_path, content))
+    source = open_detection(tmp_path, skip_bad=True)
+    assert sorted(found(source.splits["train"])) == ["a", "b"]
+    assert len(source.left_out) == 1
 
 
 def test_missing_image(tmp_path):
@@ -171,7 +203,12 @@ def test_images_without_boxes_are_legal(tmp_path):
         ),
         (
             '{"images": [], "annotations": [], "categories": [{"id": "1", "name": "cat"}]}',
-            r"category 0: id '1' and name 'cat'; an integer and a text are wanted",
+            r"category 0: id '1' and name 'cat'; an integer of 64 bits and a text are wanted",
+        ),
+        (
+            '{"images": [], "annotations": [], "categories": [{"id": 9223372036854775808, '
+            '"name": "cat"}]}',
+            r"category 0: id 9223372036854775808 and name 'cat'; an integer of 64 bits",
         ),
         (
             '{"images": [], "annotations": [], "categories": [{"id": 1, "name": "cat"}, '
@@ -371,6 +408,8 @@ def test_image_whose_text_cannot_be_read_is_left_out(tmp_path):
         ("names: [cat, dog]\ntrain: pictures", r"data.yaml, train: no folder or list .*pictures"),
         ("names: [cat, cat]\ntrain: images/train", r"class 'cat' stands there twice"),
         ("names: {1: cat}\ntrain: images/train", r"names count \[1\], 0, 1, ... is wanted"),
+        ("names: {0: cat, x: dog}\ntrain: images/train", r"names count \[0, 'x'\], 0, 1, ... is"),
+        ("names: [cat, dog]\ntrain: 3", r"train is 3, a path or a list is wanted"),
         ("names: [cat\n", r"no readable YAML"),
         ("names: cat\ntrain: images/train", r"names is 'cat', a list is wanted"),
     ],
@@ -442,6 +481,45 @@ def test_bad_cell(field, value, reason):
         open_detection(table(columns))
     assert "split 'train', row 0" in str(caught.value)
     assert len(open_detection(table(columns), skip_bad=True).left_out) == 1
+
+
+@pytest.mark.parametrize(
+    ("cell", "reason"),
+    [
+        ({"bbox": 3.0, "category": [0]}, r"row 0: bbox 3.0 is no list"),
+        ({"bbox": [[4.0, 6.0, 9.0, 9.0]], "category": 0}, r"row 0: category 0 is no list"),
+        (
+            {"bbox": [[4.0, 6.0, 9.0, 9.0]], "category": [0], "area": ["9"]},
+            r"row 0, object 0: area '9': a number is wanted",
+        ),
+        (
+            {"bbox": [[4.0, 6.0, 9.0, 9.0]], "category": [[0]]},
+            r"row 0, object 0: category \[0\] is unknown",
+        ),
+        ([None], r"row 0, object 0: category None is unknown"),
+    ],
+)
+def test_cells_of_other_kinds(cell, reason):
+    if isinstance(cell, dict):
+        good = dict.fromkeys(cell)  # no objects
+    else:
+        good = [{"bbox": [4.0, 6.0, 9.0, 9.0], "category": 0}]
+    columns = {"image": rows(stems="aa")["image"], "objects": [cell, good]}
+    given = datasets.Dataset.from_dict(columns)
+    with pytest.raises(DetectionDataError, match=reason) as caught:
+        open_detection(given, num_classes=2)
+    assert "split 'train', row 0" in str(caught.value)
+    assert len(open_detection(given, num_classes=2, skip_bad=True).left_out) == 1
+
+
+def test_sides_in_columns_that_are_none():
+    columns = rows() | {"height": [30, 0, 2**40], "width": [40, 20, 16]}
+    given = datasets.Dataset.from_dict(columns)
+    with pytest.raises(
+        DetectionDataError, match=r"row 1: height 0 and width 20: 1 to 2147483647 pixels .*\(1 more"
+    ):
+        open_detection(given)
+    assert len(open_detection(given, skip_bad=True).splits["train"]) == 1
 
 
 def test_bad_table(tmp_path):

@@ -247,6 +247,14 @@ def test_columns_saved_as_parquet_by_split_and_by_datasets(tmp_path):
         assert (train.name, val.name) == ("train", "test")
 
 
+def test_columns_with_a_number_for_the_whole_image():
+    columns = rows()
+    for cell in columns["objects"]:
+        cell["count"] = len(cell["bbox"])
+    source = open_detection(datasets.Dataset.from_dict(columns))
+    assert list(found(source.splits["train"]).values()) == list(BOXES.values())
+
+
 def test_columns_of_structs_with_texts(tmp_path):
     cells = [
         [

@@ -7,14 +7,15 @@ classes have any numbers, of which labels 0, 1, ... are made in rising order. Cr
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, TypeGuard
+from reprlib import repr as short  # of numbers with hundreds of digits
+from typing import Any
 
 from torchadder.data.detection.options import Options, known_size, split_of
 from torchadder.data.detection.pictures import FilePictures
 from torchadder.data.detection.problems import DetectionDataError, Problems
 from torchadder.data.detection.tables import Categories, DetectionSplit, SplitBuilder
+from torchadder.data.detection.values import is_box, is_id, is_real
 
 _PARTS = ("images", "annotations", "categories")
 _UNUSED = ("segmentation", "keypoints")  # most of a file's size; dropped while it is parsed
@@ -117,10 +118,10 @@ def _categories(content: dict[str, Any], file: Path) -> Categories:
     found: dict[int, str] = {}
     for index, entry in enumerate(content["categories"]):
         number, name = entry.get("id"), entry.get("name")
-        if not _is_number(number) or not isinstance(name, str):
+        if not is_id(number) or not isinstance(name, str):
             raise DetectionDataError(
-                f"{file}, category {index}: id {number!r} and name {name!r}; an integer and a text "
-                "are wanted"
+                f"{file}, category {index}: id {short(number)} and name {name!r}; an integer of 64 "
+                "bits and a text are wanted"
             )
         if number in found:
             raise DetectionDataError(f"{file}: category id {number} stands there twice")
@@ -153,8 +154,8 @@ def _read_split(
     for index, entry in enumerate(content["images"]):
         number, file_name = entry.get("id"), entry.get("file_name")
         where = f"{file}, image {index} (id {number!r}, {file_name!r})"
-        if not _is_number(number) or not isinstance(file_name, str):
-            problems.report(where, "an integer id and a file_name are wanted")
+        if not is_id(number) or not isinstance(file_name, str):
+            problems.report(where, "an integer id of 64 bits and a file_name are wanted")
             continue
         if number in rows or number in left_out:
             problems.report(where, "another image has that id")
@@ -172,23 +173,27 @@ def _read_split(
     for index, entry in enumerate(content["annotations"]):
         number, image, category = (entry.get(key) for key in ("id", "image_id", "category_id"))
         where = f"{file}, annotation {index} (id {number!r}, image {image!r})"
-        if _is_number(image) and image in left_out:
+        if is_id(image) and image in left_out:
             continue
-        if not _is_number(image) or image not in rows:
+        if not is_id(image) or image not in rows:
             problems.report(where, "no image has that id")
             continue
-        if not _is_number(category) or category not in labels:
-            problems.report(where, f"category_id {category!r} is unknown")
+        if not is_id(category) or category not in labels:
+            problems.report(where, f"category_id {short(category)} is unknown")
             continue
-        if _is_number(number):
+        if isinstance(number, int) and not is_id(number):
+            problems.report(where, "its id is no integer of 64 bits")
+            continue
+        if is_id(number):
             if number in seen:
                 problems.report(where, "another annotation has that id")
                 continue
             seen.add(number)
         box = entry.get("bbox")
         area = entry.get("area")
-        if not is_box(box) or not isinstance(area, (int, float, type(None))):
-            problems.report(where, f"bbox {box!r}, area {area!r}: numbers x, y, w, h are wanted")
+        if not is_box(box) or not (area is None or is_real(area)):
+            found = f"bbox {short(box)}, area {short(area)}"
+            problems.report(where, f"{found}: numbers x, y, w, h are wanted")
             continue
         x, y, width, height = box
         builder.add_object(
@@ -199,22 +204,9 @@ def _read_split(
             is_crowd=bool(entry.get("iscrowd", 0)),
             is_difficult=bool(entry.get("difficult", 0)),
             area=area,
-            object_id=number if _is_number(number) else 0,
+            object_id=number if is_id(number) else 0,
         )
     return builder.finish(name, FilePictures(folder, names))
-
-
-def is_box(box: object) -> TypeGuard[Sequence[float]]:
-    """Whether something is a list of four numbers."""
-    return (
-        isinstance(box, (list, tuple))
-        and len(box) == 4
-        and all(isinstance(v, (int, float)) and not isinstance(v, bool) for v in box)
-    )
-
-
-def _is_number(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)
 
 
 def _image_folder(file: Path, root: Path, images: list[dict[str, Any]], options: Options) -> Path:

@@ -11,11 +11,11 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from torchadder.data.detection.coco import is_box
 from torchadder.data.detection.options import BOX_FORMATS, Options, checked_names
 from torchadder.data.detection.pictures import TablePictures, size_of
 from torchadder.data.detection.problems import DetectionDataError, Problems
 from torchadder.data.detection.tables import Categories, DetectionSplit, SplitBuilder
+from torchadder.data.detection.values import is_box, is_id, is_real, side_problem
 from torchadder.data.sources import (
     DataError,
     find_column,
@@ -124,31 +124,40 @@ def _innermost(feature: Any) -> Any:
     return feature
 
 
-def _objects(table: Any, column: str) -> Iterator[list[dict[str, Any]] | str]:
+def _objects(table: Any, column: str, category: str) -> Iterator[list[dict[str, Any]] | str]:
     """The objects of each row as structs, or what is wrong with them."""
     for batch in table.select_columns([column]).with_format("arrow").iter(batch_size=1000):
         for cell in batch[column].to_pylist():
             if isinstance(cell, dict):
-                lists = {key: value for key, value in cell.items() if value is not None}
-                lengths = {key: len(value) for key, value in lists.items()}
-                if len(set(lengths.values())) > 1:
-                    yield f"lists of different lengths {lengths}"
-                    continue
-                rows = zip(*lists.values(), strict=True)
-                cell = [dict(zip(lists, values, strict=True)) for values in rows]
-            yield cell or []
+                yield _structs(cell, category)
+            else:
+                yield [entry or {} for entry in cell or []]
+
+
+def _structs(cell: dict[str, Any], category: str) -> list[dict[str, Any]] | str:
+    """A struct of lists as a list of structs; fields that are no lists say nothing of an object."""
+    for name in ("bbox", category):
+        if not isinstance(cell[name], (list, type(None))):
+            return f"{name} {cell[name]!r} is no list"
+    lists = {key: value for key, value in cell.items() if isinstance(value, list)}
+    lengths = {key: len(value) for key, value in lists.items()}
+    if len(set(lengths.values())) > 1:
+        return f"lists of different lengths {lengths}"
+    rows = zip(*lists.values(), strict=True)
+    return [dict(zip(lists, values, strict=True)) for values in rows]
 
 
 def _names_in(
     tables: Tables, chosen: dict[str, tuple[str, str, str]], options: Options
 ) -> list[str]:
     """Names of classes that the table does not list: its texts, or numbers from 0."""
-    found: set[Any] = set()
+    found: set[str | int] = set()
     for split, (table, _) in tables.items():
         _, objects, category = chosen[split]
-        for cell in _objects(table, objects):
+        for cell in _objects(table, objects, category):
             if not isinstance(cell, str):
-                found |= {entry.get(category) for entry in cell}
+                values = [entry.get(category) for entry in cell]
+                found |= {value for value in values if isinstance(value, (str, int))}
     texts = sorted(value for value in found if isinstance(value, str))
     if texts:
         return texts
@@ -190,7 +199,7 @@ def _read_split(
     image_ids = _whole_numbers(table, "image_id")
     heights, widths = _whole_numbers(table, "height"), _whole_numbers(table, "width")
     kept = []
-    for index, cell in enumerate(_objects(table, objects)):
+    for index, cell in enumerate(_objects(table, objects, category)):
         where = pictures.where(index)
         if isinstance(cell, str):
             problems.report(where, cell)
@@ -206,6 +215,10 @@ def _read_split(
             except DataError as error:
                 problems.report(where, f"the image {error}")
                 continue
+        reason = side_problem(*size)
+        if reason is not None:
+            problems.report(where, reason)
+            continue
         row = builder.add_image(index + 1 if image_ids is None else image_ids[index], *size)
         kept.append(index)
         for number, entry in enumerate(cell):
@@ -234,6 +247,10 @@ def _read_object(
         wanted = ", ".join(options.box_format if options.box_format == "xywh" else BOX_CORNERS)
         builder.problems.report(where, f"bbox {box!r}: four numbers {wanted} are wanted")
         return
+    area = entry.get("area")
+    if not (area is None or is_real(area)):
+        builder.problems.report(where, f"area {area!r}: a number is wanted")
+        return
     x1, y1, x2, y2 = box
     if options.box_format == "xywh":
         x2, y2 = x1 + x2, y1 + y2
@@ -244,7 +261,7 @@ def _read_object(
         label,
         is_crowd=any(bool(entry.get(name)) for name in _CROWD),
         is_difficult=bool(entry.get("difficult")),
-        area=entry.get("area"),
+        area=area,
     )
 
 
@@ -261,6 +278,6 @@ def _whole_numbers(table: Any, column: str) -> list[int] | None:
     if column not in table.column_names:
         return None
     values = table.select_columns([column]).with_format("arrow")[:][column].to_pylist()
-    if not all(isinstance(value, int) and value >= 0 for value in values):
+    if not all(is_id(value) and value >= 0 for value in values):
         return None
     return values if column != "image_id" or len(set(values)) == len(values) else None

@@ -11,6 +11,7 @@ from typing import Any
 from torchadder.data.detection.digits import DigitScenes
 from torchadder.data.detection.pictures import size_of
 from torchadder.data.detection.problems import DetectionDataError, Problems
+from torchadder.data.detection.values import side_problem
 from torchadder.data.sources import IMAGE_SUFFIXES, SPLIT_WORDS, DataError
 
 BOX_FORMATS = ("xywh", "xyxy")
@@ -57,15 +58,19 @@ def known_size(
         height: Its annotated height, or what stands there instead.
         width: Its annotated width.
         where: The entry that names the file, for errors.
-        problems: Takes a file that does not exist or is no image.
+        problems: Takes a file that does not exist or is no image, and sides of no image.
 
     Returns:
-        Height and width, or None if there is a problem with the file.
+        Height and width, or None if there is a problem.
     """
     if not path.is_file():
         problems.report(where, f"image {path} is missing")
         return None
     if isinstance(height, int) and isinstance(width, int) and height > 0 and width > 0:
+        reason = side_problem(height, width)
+        if reason is not None:
+            problems.report(where, reason)
+            return None
         return height, width
     try:
         return size_of(str(path))

@@ -91,8 +91,8 @@ def _load(file: Path) -> dict[str, Any]:
 def _yaml_names(content: dict[str, Any], file: Path) -> list[str]:
     names = content["names"]
     if isinstance(names, dict):
-        if sorted(names) != list(range(len(names))):
-            raise DetectionDataError(f"{file}: names count {sorted(names)}, 0, 1, ... is wanted")
+        if set(names) != set(range(len(names))):
+            raise DetectionDataError(f"{file}: names count {list(names)}, 0, 1, ... is wanted")
         names = [names[label] for label in range(len(names))]
     if not isinstance(names, list):
         raise DetectionDataError(f"{file}: names is {names!r}, a list is wanted")
@@ -111,6 +111,8 @@ def _yaml_images(content: dict[str, Any], file: Path) -> dict[str, dict[Path, Pa
     found: dict[str, list[Path]] = {}
     for key, name in _KEYS.items():
         places = content.get(key) or []
+        if not isinstance(places, (str, list)):
+            raise DetectionDataError(f"{file}: {key} is {places!r}, a path or a list is wanted")
         for place in [places] if isinstance(places, str) else places:
             found.setdefault(name, []).extend(_images_at(base, str(place), f"{file}, {key}"))
     if not found:
