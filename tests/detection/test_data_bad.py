@@ -290,6 +290,11 @@ def test_sources_that_are_none(tmp_path):
         (xml("b").replace("xmin", "left"), r"object 0: xmin None, .* four numbers are wanted"),
         (xml("b").replace("<xmax>20", "<xmax>nan"), r"object 0: .* is not finite"),
         (xml("b")[:-5], r"b.xml: no readable XML"),
+        (
+            '<?xml version="1.0" encoding="klingon"?>' + xml("b"),
+            r"b.xml: no readable XML \(unknown",
+        ),
+        ('<?xml version="1.0" encoding="gb2312"?>' + xml("b"), r"b.xml: no readable XML \(multi-b"),
         ("<svg></svg>", r"b.xml: its root is <svg>, <annotation> is wanted"),
         (None, r"b.xml: the annotation of a listed image is missing"),
     ],

@@ -18,6 +18,7 @@ from annotated import (
     write_images,
     write_voc,
     write_yolo,
+    xml,
 )
 from torchadder.data.detection import (
     DetectionDataError,
@@ -165,6 +166,16 @@ def test_voc_without_lists_counts_from_zero_and_takes_names_from_objects(tmp_pat
         0,
         0,
     ]
+
+
+@pytest.mark.parametrize("encoding", ["ISO-8859-1", "UTF-16", "UTF-8"])
+def test_voc_in_the_encoding_that_it_declares(tmp_path, encoding):
+    folder = write_voc(tmp_path)
+    name, (_, box) = "b\u00e4r", BOXES["b"][0]
+    text = f'<?xml version="1.0" encoding="{encoding}"?>{xml("b", [(name, box)])}'
+    (folder / "Annotations" / "b.xml").write_bytes(text.encode(encoding))
+    source = open_detection(folder, class_names=[name, *NAMES])
+    assert found(source.splits["train"])["b"] == [(0, box)]
 
 
 @pytest.mark.parametrize("yaml", [True, False])

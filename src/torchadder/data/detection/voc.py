@@ -72,8 +72,8 @@ def read(
             problems.report(str(file), "the annotation of a listed image is missing")
             continue
         try:
-            root = ElementTree.fromstring(read_text(file))
-        except (ElementTree.ParseError, DetectionDataError) as error:
+            root = ElementTree.fromstring(file.read_bytes())  # in the encoding that it declares
+        except (OSError, ElementTree.ParseError, LookupError, ValueError) as error:
             problems.report(str(file), f"no readable XML ({error})")
             continue
         if root.tag != "annotation":
