@@ -8,6 +8,8 @@ from torch import nn
 
 from torchadder.distill import PKKD
 from torchadder.distill.held import HeldTaps
+from torchadder.tasks import Distillation
+from torchadder.training.graph import FastStep
 
 
 def batch():
@@ -46,6 +48,29 @@ def test_the_whole_loss_is_one_graph(adder_net, conv_net):
     for mine, theirs in zip(held.parameters(), plain.parameters(), strict=True):
         assert torch.equal(mine.grad, theirs.grad)
     torch._dynamo.reset()
+
+
+def overwritten():
+    """A net whose first ReLU overwrites what the layer before it put out."""
+    return nn.Sequential(
+        nn.Conv2d(2, 4, 3), nn.ReLU(inplace=True), nn.AdaptiveAvgPool2d(1), nn.Flatten()
+    )
+
+
+def test_outputs_that_are_overwritten_are_not_read():
+    method = PKKD(overwritten(), overwritten(), taps=["0"], kernel=False)
+    with pytest.raises(RuntimeError, match="must be called once before its taps are held"):
+        method.hold_taps().__enter__()
+    step = FastStep(Distillation(method, num_classes=4), compile=True)
+    with pytest.raises(RuntimeError, match=r"'0' of Sequential was overwritten in place"):
+        step(*batch())
+
+
+def test_a_run_that_goes_on_was_checked_in_its_first_step(adder_net, conv_net):
+    task = Distillation(PKKD(adder_net(), conv_net(), kernel=False), num_classes=4)
+    assert task.step_key is None
+    task.on_load_checkpoint({})
+    assert task.step_key is not None
 
 
 class Shared(nn.Module):

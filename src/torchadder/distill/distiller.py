@@ -66,6 +66,10 @@ class Distiller(nn.Module, ABC):
         teacher: the net it learns from; None for a method without one.
         progressive: whether the teacher is trained, too.
 
+    Attributes:
+        was_checked (bool): whether a call has shown that no tapped output is overwritten in place,
+            which hooks that stay cannot see.
+
     Raises:
         ValueError: the nets share parameters, or a teacher is missing.
     """
@@ -99,6 +103,7 @@ class Distiller(nn.Module, ABC):
         self.taps: tuple[str, ...] = ()
         self.student_readings: dict[str, Reading] = {}
         self.teacher_readings: dict[str, Reading] = {}
+        self.was_checked = False
         self._held: dict[str, HeldTaps] = {}
         self.register_buffer("strength", torch.ones(()), persistent=False)
         if teacher is not None and not progressive:
@@ -115,9 +120,24 @@ class Distiller(nn.Module, ABC):
     def start_epoch(self, epoch: int, num_epochs: int) -> None:
         """Called by whoever trains before each epoch, counted from 0. Most methods do nothing."""
 
+    @property
+    def can_hold_taps(self) -> bool:
+        """Whether `hold_taps` can be used."""
+        return self.was_checked or self.reads_activations or not self.taps
+
     @contextlib.contextmanager
     def hold_taps(self) -> Iterator[None]:
-        """Let the hooks stay for a `with` block, in which `forward` can be compiled as a whole."""
+        """Let the hooks stay for a `with` block, in which `forward` can be compiled as a whole.
+
+        Raises:
+            RuntimeError: there was no call before, so nobody knows whether a layer overwrites the
+                output of a tapped one.
+        """
+        if not self.can_hold_taps:
+            raise RuntimeError(
+                f"{type(self).__name__} must be called once before its taps are held: only a call "
+                "on its own shows whether a tapped output is overwritten in place"
+            )
         sides = {
             "student": (self.student, self.student_readings),
             "teacher": (self.teacher, self.teacher_readings),
@@ -155,6 +175,9 @@ class Distiller(nn.Module, ABC):
             with torch.set_grad_enabled(self.progressive and torch.is_grad_enabled()):
                 teacher = self.run_teacher(inputs)
         student = self.run_student(inputs)
+        both_ran = teacher is not None or self.teacher is None
+        if both_ran and not self._held and not torch.compiler.is_compiling():
+            self.was_checked = True
         with torch.autocast(student.logits.device.type, enabled=False):
             loss = _cross_entropy(student.logits, labels)
             parts = {"ce": loss.detach()}

@@ -75,10 +75,14 @@ class Distillation(Classification):
 
     @property
     def step_key(self) -> Hashable:
-        """Whether the teacher has to run; None until the kernels have taken their scale."""
+        """Whether the teacher has to run.
+
+        None until the taps have been checked and the kernels have taken their scale.
+        """
         if not self._is_settled:
             kernels = (m for m in self.distiller.modules() if isinstance(m, OutputKernel))
-            self._is_settled = all(kernel.initialised for kernel in kernels)
+            are_initialised = all(kernel.initialised for kernel in kernels)
+            self._is_settled = self.distiller.can_hold_taps and are_initialised
         return (self.distiller.needs_teacher,) if self._is_settled else None
 
     def hold(self) -> contextlib.AbstractContextManager[None]:
@@ -121,6 +125,8 @@ class Distillation(Classification):
         """Takes up what `on_save_checkpoint` left."""
         super().on_load_checkpoint(checkpoint)
         self._teacher_accuracy = checkpoint.get("teacher_accuracy")
+        # By the first step of the run, which goes on as it would have without the interruption.
+        self.distiller.was_checked = True
 
     def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
         """Adds a batch to the validation metrics of both nets."""

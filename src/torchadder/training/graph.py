@@ -29,8 +29,9 @@ class FastStep:
     * Recorded are loss and gradients for every size of batch. Recording runs the step a few times,
       which changes nothing: the buffers of the net are put back. What is returned, and the
       gradients of the parameters, lie in memory that the next step writes over.
-    * As long as the task's `step_key` is None, its step runs as it is (PKKD takes the scales of its
-      kernels from the first batch); when the key changes, the step is recorded anew.
+    * As long as the task's `step_key` is None, its step runs as it is (in the first one, PKKD takes
+      the scales of its kernels and checks its taps); when the key changes, the step is recorded
+      anew.
 
     Args:
         task: The task.
