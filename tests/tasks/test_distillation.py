@@ -1,13 +1,16 @@
 """Ramps, cycles and what is logged; whole runs on a few batches of real digits."""
 
 import math
+from pathlib import Path
 
 import pytest
 import torch
 from lightning.pytorch.callbacks import Callback
 from safetensors.torch import load_file
 
+import torchadder
 from torchadder import models, recipes
+from torchadder.checkpoint import CheckpointError
 from torchadder.distill import KD, METHODS, PKKD, Snapshot, options_of
 from torchadder.tasks import Distillation, Ramp
 from torchadder.training import RecipeError, fit, resume
@@ -148,6 +151,33 @@ def test_a_fixed_teacher_is_loaded(tmp_path):
     row = fit(recipe, output=tmp_path / "student").history[-1]
     assert row["teacher_val_accuracy"] == first.history[-1]["val_accuracy"]
     assert "teacher_train_loss" not in row
+
+
+def test_a_run_goes_on_without_the_files_it_began_with(tmp_path):
+    """A table may be moved, and a teacher deleted: the state of the run holds all weights."""
+    files = {kind: str(tmp_path / f"{kind}.safetensors") for kind in ("adder", "conv")}
+    for kind, path in files.items():
+        torchadder.save(models.lenet5_bn(conv=kind), path)
+    recipe = small("kd", progressive=False, teacher_checkpoint=files["conv"])
+    recipe.model.checkpoint = files["adder"]
+    whole = fit(recipe, output=tmp_path / "whole")
+
+    class Stop(Callback):
+        def on_train_epoch_start(self, trainer, pl_module):
+            if trainer.current_epoch == 1:
+                raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        fit(recipe, output=tmp_path / "part", callbacks=[Stop()])
+    for path in files.values():
+        Path(path).unlink()
+    config = tmp_path / "part" / "config.yaml"
+    config.write_text(config.read_text().replace("conv.safetensors", "moved.safetensors"))
+    resumed = resume(tmp_path / "part")
+    want, got = (load_file(run.last_checkpoint) for run in (whole, resumed))
+    assert all(torch.equal(got[name], value) for name, value in want.items())
+    with pytest.raises(CheckpointError, match="no such checkpoint"):
+        fit(recipe, output=tmp_path / "new")
 
 
 def test_options_of_methods_are_keys_of_recipes():

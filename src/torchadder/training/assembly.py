@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 from typing import Any
 
@@ -53,6 +54,18 @@ def open_images(recipe: Recipe) -> ImageData:
     data = ImageData(**dataclasses.asdict(recipe.data), seed=recipe.seed)
     data.setup()
     return data
+
+
+def without_initial_weights(recipe: Recipe) -> Recipe:
+    """The recipe of nets that get the state of a run: where they began does not matter any more.
+
+    Their initial weights, a fixed teacher's too, may have been moved or deleted since.
+    """
+    recipe = copy.deepcopy(recipe)
+    recipe.model.checkpoint = None
+    recipe.distill.teacher_checkpoint = None
+    recipe.detection.backbone_weights = None
+    return recipe
 
 
 def build_task(recipe: Recipe, data: Any) -> TrainingTask:

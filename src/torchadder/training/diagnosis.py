@@ -13,7 +13,7 @@ from torchadder.checkpoint import CheckpointError
 from torchadder.data import ImageData
 from torchadder.distill import PKKD
 from torchadder.tasks import Distillation
-from torchadder.training.assembly import build_task, open_images
+from torchadder.training.assembly import build_task, open_images, without_initial_weights
 from torchadder.training.checkpoint_io import read_state
 from torchadder.training.recipe import RecipeError, from_dict
 
@@ -50,11 +50,7 @@ def open_pair(
         nets = [_weights(Path(run), which) for run in (path, teacher)]
         return PKKD(*nets).eval(), data
     checkpoint = path / "checkpoints" / f"{which}.ckpt"
-    if recipe.distill.teacher_checkpoint is not None:
-        # The state of the run holds the teacher's weights; where they once came from is no matter.
-        recipe.distill.teacher_checkpoint = None
-    recipe.model.checkpoint = None
-    task = build_task(recipe, data)
+    task = build_task(without_initial_weights(recipe), data)
     if not isinstance(task, Distillation) or task.distiller.teacher is None:
         raise RecipeError(
             f"{str(path)!r}: method {recipe.method} has no teacher; name the run of another net"

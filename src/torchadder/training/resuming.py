@@ -21,6 +21,12 @@ from torchadder.training.recipe import (
     from_dict,
 )
 
+_INITIAL_WEIGHTS = {
+    "model.checkpoint",
+    "distill.teacher_checkpoint",
+    "detection.backbone_weights",
+}
+
 
 def last_checkpoint(folder: Path) -> Path | None:
     """The state to go on from; None if the run was stopped before there was one."""
@@ -49,11 +55,14 @@ def check_state(module: nn.Module, state: dict[str, torch.Tensor], path: Path) -
 
 
 def check_recipe(recipe: Recipe, saved: dict[str, Any], config: Path, checkpoint: Path) -> None:
-    """Refuses a checkpoint of another recipe, up to what only says where a run computes."""
+    """Refuses a checkpoint of another recipe.
+
+    Where a run computes may change, and where its initial weights lie: they are not read again.
+    """
     # A checkpoint of an earlier version lacks the keys that came later: they had their defaults.
     now, then = _flat(recipe.to_dict()), _flat(from_dict(saved, str(checkpoint)).to_dict())
     place = {f"trainer.{key}" for key in PLACE_KEYS} | {"data.device_cache"}
-    for key in sorted((now.keys() | then.keys()) - place):
+    for key in sorted((now.keys() | then.keys()) - place - _INITIAL_WEIGHTS):
         if now.get(key) != then.get(key):
             raise CheckpointError(
                 f"{checkpoint} is of another recipe: {key} is {then.get(key)!r} there and "

@@ -33,7 +33,12 @@ from torchadder.data.epochs import EpochData
 from torchadder.lp import ExponentSchedule
 from torchadder.tasks import TrainingTask
 from torchadder.training import distributed
-from torchadder.training.assembly import build_task, checkpoint_metadata, open_data
+from torchadder.training.assembly import (
+    build_task,
+    checkpoint_metadata,
+    open_data,
+    without_initial_weights,
+)
 from torchadder.training.callbacks import (
     BestAndLast,
     MetricsTable,
@@ -175,7 +180,7 @@ def resume(
             saved = from_dict(state.get("recipe", {}), str(checkpoint)).to_dict()
             check_recipe(recipe, saved, folder / "config.yaml", checkpoint)
             check_unfinished(recipe, state, folder)
-            data, task = _prepare(recipe, here.size)
+            data, task = _prepare(without_initial_weights(recipe), here.size)
             check_state(task, state["state_dict"], checkpoint)
             check_division(state, data.plan(here.size), checkpoint)
             data.first_epoch = num_finished(state)
