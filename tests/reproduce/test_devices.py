@@ -55,9 +55,10 @@ def test_each_training_is_the_command_that_dry_run_prints(plan, trainer, launche
 def test_a_run_of_one_device_goes_on_with_two(plan, trainer, launched):
     one = plan(rows=["lenet5bn_conv"], budgets=[4])
     interrupt(one.jobs[0])
-    reproduce(plan(rows=["lenet5bn_conv"], budgets=[4], overrides=TWO), say=quiet)
+    place = TWO | {"trainer.threads": None}
+    reproduce(plan(rows=["lenet5bn_conv"], budgets=[4], overrides=place), say=quiet)
     ((command, num_processes),) = launched.calls
-    place = ["--trainer.devices=2", "--trainer.accelerator=cpu"]
+    place = ["--trainer.devices=2", "--trainer.accelerator=cpu", "--trainer.threads=null"]
     assert command[3:] == ["train", "--resume", str(one.jobs[0].folder), *place]
     assert num_processes == 2
 

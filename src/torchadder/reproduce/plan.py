@@ -179,7 +179,7 @@ def _make_job(
     except RecipeError as error:
         raise RecipeError(f"row {row.key}: {error}") from error
     folder = run_folder(output, row.recipe, epochs, seed)
-    options = [f"--{key}={_spell(value)}" for key, value in (own | dict(overrides)).items()]
+    options = spell_options(own | dict(overrides))
     arguments = (row.recipe, *options, f"--output={folder}")
     return Job(row, epochs, seed, recipe, folder, teacher, arguments)
 
@@ -259,8 +259,16 @@ def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
+def spell_options(values: Mapping[str, Any]) -> list[str]:
+    """Values for dotted keys as the command line takes them.
+
+    >>> spell_options({"trainer.threads": None, "trainer.tf32": True, "epochs": 3})
+    ['--trainer.threads=null', '--trainer.tf32=true', '--epochs=3']
+    """
+    return [f"--{key}={_spell(value)}" for key, value in values.items()]
+
+
 def _spell(value: Any) -> str:
-    """A value as the command line takes it."""
     return (
         "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
     )

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from torchadder.reproduce import folder
-from torchadder.reproduce.plan import Job, ReproduceError
+from torchadder.reproduce.plan import Job, ReproduceError, spell_options
 from torchadder.training import launch
 from torchadder.training.recipe import PLACE_KEYS, read_recipe
 
@@ -38,8 +38,7 @@ def train(job: Job, overrides: Mapping[str, Any], command: str | None) -> None:
     recipe = read_recipe(job.folder, _bare(place)) if goes_on else job.recipe
     num_devices = launch.count_devices(recipe.trainer)
     if num_devices > 1:
-        resume_arguments = ["--resume", str(job.folder)]
-        resume_arguments += [f"--{key}={value}" for key, value in place.items()]
+        resume_arguments = ["--resume", str(job.folder), *spell_options(place)]
         _in_processes(resume_arguments if goes_on else list(job.arguments), num_devices)
         return
     from torchadder.training import fit, resume
