@@ -150,6 +150,27 @@ def test_an_interrupted_run_goes_on_bit_by_bit(tmp_path, method, epoch, batch):
     assert result.metrics["best_epoch"] == straight.metrics["best_epoch"]
 
 
+class StopAtTheEnd(lightning.Callback):
+    """Stops a run between its last checkpoint and its summary."""
+
+    def on_train_end(self, trainer, task):
+        raise KeyboardInterrupt
+
+
+def test_a_run_that_had_to_end_early_trains_no_further_epoch(tmp_path):
+    """At a rate of nothing accuracy wanders; the first epoch that is no better is the last."""
+    keys = {"trainer.patience": 1, "trainer.limit_train_batches": 1, "optimizer.lr": 1e-12}
+    impatient = recipe(epochs=20, **keys)
+    with pytest.raises(KeyboardInterrupt):
+        fit(impatient, output=tmp_path / "run", callbacks=[StopAtTheEnd()])
+    before = rows(tmp_path / "run")
+    assert 1 < len(before) < 20
+    resume(tmp_path / "run")
+    assert rows(tmp_path / "run") == before
+    summary = json.loads((tmp_path / "run" / "summary.json").read_text())
+    assert (summary["status"], summary["ended_early"]) == ("finished", True)
+
+
 @pytest.mark.parametrize("streaming", [False, True])
 def test_worker_processes_begin_with_the_right_epoch(tmp_path, monkeypatch, streaming):
     """Lightning lets them fetch batches before it knows the epoch that a run goes on with."""

@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 from lightning import LightningModule, Trainer
-from lightning.pytorch.callbacks import Callback, ModelCheckpoint
+from lightning.pytorch.callbacks import Callback, EarlyStopping, ModelCheckpoint
 
 from torchadder.atomic import write_atomically
 
@@ -130,7 +130,7 @@ def read_metrics(path: Path) -> list[dict[str, float]]:
 
 
 class RunState(Callback):
-    """Keeps in each checkpoint what Lightning does not: torch's random numbers and the recipe.
+    """Keeps what Lightning does not: torch's random numbers, the recipe, and that a run has to end.
 
     Args:
         recipe: The recipe as plain values.
@@ -154,9 +154,15 @@ class RunState(Callback):
         self._restored = state_dict
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Sets the generators, after everything that may have drawn on them."""
+        """Sets the generators, after everything that may have drawn on them.
+
+        A run whose patience was at an end when it was stopped trains no further epoch.
+        """
         if self._restored is None:
             return
+        for callback in trainer.early_stopping_callbacks:
+            if isinstance(callback, EarlyStopping) and callback.wait_count >= callback.patience:
+                trainer.should_stop = True
         torch.set_rng_state(self._restored["cpu"])
         if torch.cuda.is_available() and "cuda" in self._restored:
             torch.cuda.set_rng_state_all(self._restored["cuda"][: torch.cuda.device_count()])
