@@ -78,6 +78,7 @@ def test_cnn_has_no_exponent(tmp_path):
         ("lp.share", 0.0, "lp.share = 0.0: a share above 0, up to 1 is wanted"),
         ("lp.steps", 0, "lp.steps = 0: at least 1 is wanted"),
         ("lp.schedule", "cosine", "lp.schedule = cosine"),
+        ("trainer.patience", 3, "trainer.patience = 3: null, because lp.schedule is linear: a run"),
         ("method", "snapshot", "lp.schedule = 'linear': none, because method is snapshot, whose"),
     ],
 )

@@ -122,6 +122,13 @@ def check_lp_and_slac(recipe: Recipe) -> None:
     require(1 < lp.start <= 2, "lp.start", lp.start, "above 1, up to 2")
     require(0 < lp.share <= 1, "lp.share", lp.share, "a share above 0, up to 1")
     _at_least("lp", lp, "steps", 1)
+    patience = recipe.trainer.patience
+    require(
+        lp.schedule == "none" or patience is None,
+        "trainer.patience",
+        patience,
+        f"null, because lp.schedule is {lp.schedule}: a run that ends early may end above p = 1,",
+    )
     require(
         lp.schedule == "none" or recipe.method != "snapshot",
         "lp.schedule",
