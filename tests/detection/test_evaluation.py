@@ -142,3 +142,26 @@ def test_a_damaged_image_in_a_worker_is_one_line(tmp_path):
         str(caught.value) == f"{source}/JPEGImages/c.png: cannot be decoded (no known image format)"
     )
     assert "Traceback" in caught.value.__notes__[0]
+
+
+def test_a_source_without_names_has_those_of_the_checkpoint(checkpoint, tmp_path):
+    """A YOLO folder with bare numbers, VOC annotations that show one class of two, a table."""
+    net = open_detector(checkpoint)
+    yolo = annotated.write_yolo(tmp_path / "yolo", yaml=False)
+    voc = annotated.write_voc(tmp_path / "voc", {"a": [(1, (10, 0, 40, 15))]})
+    (voc / "classes.txt").unlink()
+    table = tmp_path / "table"
+    annotated.table(names=None).save_to_disk(str(table))
+    for source in (yolo, voc, table):
+        opened = open_images_for(net, {"source": str(source)})
+        assert opened.class_names == annotated.NAMES
+    with pytest.raises(DetectionDataError, match="class_names or num_classes is wanted"):
+        open_detection(yolo)
+    assert open_detection(voc).class_names == ["dog"]
+
+
+def test_other_names_are_refused(checkpoint, tmp_path):
+    voc = annotated.write_voc(tmp_path / "voc", {"a": [("bird", (10, 0, 40, 15))]})
+    (voc / "classes.txt").unlink()
+    with pytest.raises(DetectionDataError, match=r"a\.xml, object 0: class 'bird' is unknown"):
+        open_images_for(open_detector(checkpoint), {"source": str(voc)})

@@ -70,9 +70,15 @@ def open_data(recipe: Recipe) -> DetectionData:
 
 
 def data_of(
-    data: DataConfig, config: DetectionConfig, *, seed: int = 0, evaluate_only: bool = False
+    data: DataConfig, config: DetectionConfig, *, seed: int = 0, **options: Any
 ) -> DetectionData:
     """The images that two sections of a recipe name, not opened yet.
+
+    Args:
+        data: The section `data`.
+        config: The section `detection`.
+        seed: Seed of order and augmentation.
+        **options: Further arguments of `DetectionData`.
 
     Raises:
         ValueError: If a value is out of range.
@@ -83,12 +89,12 @@ def data_of(
         eval_batch_size=data.eval_batch_size,
         val_split=data.val_split,
         val_fraction=data.val_fraction,
-        evaluate_only=evaluate_only,
         workers=data.workers,
         image_column=data.image_column,
         num_classes=data.num_classes,
         seed=seed,
         **{key: getattr(config, key) for key in (*OPENING, *FEEDING)},
+        **options,
     )
 
 

@@ -248,6 +248,7 @@ def open_images_for(
         dataclasses.replace(net.data, **data),
         dataclasses.replace(net.config, **images),
         evaluate_only=evaluate_only,
+        fallback_names=net.class_names if is_other else None,
     )
     opened.setup()
     _check_classes(opened, net)

@@ -77,6 +77,8 @@ def read(
                 f"{', '.join(names)}"
             )
         names = checked_names(options.class_names, "class_names")
+    if names is None and options.fallback_names is not None:
+        names = list(options.fallback_names)
     if names is None:
         names = _names_in(tables, chosen, options)
     categories = Categories.numbered(names)

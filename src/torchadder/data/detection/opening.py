@@ -25,6 +25,7 @@ def open_detection(
     format: str | None = None,
     images: str | Path | None = None,
     class_names: Sequence[str] | None = None,
+    fallback_names: Sequence[str] | None = None,
     num_classes: int | None = None,
     box_format: str = "xywh",
     first_pixel: int = 1,
@@ -41,8 +42,13 @@ def open_detection(
             `datasets`; a COCO JSON, YOLO YAML or parquet file; an id on the Hugging Face hub; or a
             `datasets.Dataset` or `DatasetDict`.
         format: "coco", "voc", "yolo", "columns" or "digit-scenes"; None finds it out.
-        images: Folder of the images, if it is not where the format has it (COCO, VOC, YOLO).
-        class_names: Names of the classes where the source has none, and their order for VOC.
+        images: Folder of the images, if it is not where the format has it (COCO, VOC, YOLO without
+            a YAML file).
+        class_names: Names of the classes where the source has none, and their order for VOC;
+            refused if the source has others.
+        fallback_names: Names of the classes for a source that has none of its own and would be
+            refused, or for which they would be made of the objects in it: those of a checkpoint,
+            for instance.
         num_classes: Number of classes; refused if the source has another number.
         box_format: "xywh" or "xyxy", for columns.
         first_pixel: What VOC files call the first pixel: 1, or 0.
@@ -50,7 +56,8 @@ def open_detection(
         objects_column: Column of the objects, if its name is unusual.
         scenes: How digit scenes are composed.
         skip_bad: Go on without entries that cannot be used, and list them in `left_out`: an object
-            whose box or class is bad, an image that is missing with all its objects.
+            whose box or class is bad, an image that is missing, or whose annotation cannot be read,
+            with all its objects.
         check_images: Decode every image once: damaged ones and wrong sizes are found now.
 
     Returns:
@@ -70,6 +77,7 @@ def open_detection(
     options = Options(
         images,
         class_names,
+        fallback_names,
         num_classes,
         box_format,
         first_pixel,
@@ -96,7 +104,8 @@ def open_detection(
     for name, split in splits.items():
         if len(split) == 0:
             left_out = f", {len(problems.entries)} entries were left out" * bool(problems.entries)
-            raise DetectionDataError(f"{source}: split {name!r} is empty{left_out}")
+            named = f"{source}: " if isinstance(source, str | Path) else ""
+            raise DetectionDataError(f"{named}split {name!r} is empty{left_out}")
     return opened
 
 

@@ -23,6 +23,7 @@ class Options:
 
     images: str | Path | None = None
     class_names: Sequence[str] | None = None
+    fallback_names: Sequence[str] | None = None
     num_classes: int | None = None
     box_format: str = "xywh"
     first_pixel: int = 1

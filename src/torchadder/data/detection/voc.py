@@ -170,6 +170,8 @@ def _categories(path: Path, options: Options, parsed: dict[str, tuple]) -> Categ
     listed = path / "classes.txt"
     if listed.is_file():
         return Categories.numbered(read_names(listed))
+    if options.fallback_names is not None:
+        return Categories.numbered(options.fallback_names)
     names = sorted({entry.name for *_, objects in parsed.values() for entry in objects})
     return Categories.numbered(checked_names(filter(None, names), f"{path}: the annotations"))
 

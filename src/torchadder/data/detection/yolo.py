@@ -150,6 +150,8 @@ def _plain_names(path: Path, options: Options) -> list[str]:
             return read_names(path / name)
     if options.class_names is not None:
         return checked_names(options.class_names, "class_names")
+    if options.fallback_names is not None:
+        return list(options.fallback_names)
     if options.num_classes is not None:
         return [str(label) for label in range(options.num_classes)]
     raise DetectionDataError(
