@@ -216,9 +216,9 @@ def retinanet(
 ) -> RetinaNet:
     """Build RetinaNet (arXiv 1708.02002) of conv and adder layers; arguments as of `fcos`.
 
-    P6 is computed from C5, as in torchvision, so its layer has no shortcut where C5 has not
-    `neck_channels` channels. `head_norm` None is "none" for a conv head, as in torchvision, and
-    "group" for an adder head.
+    P6 is computed from C5, as in the paper and in torchvision's `retinanet_resnet50_fpn_v2`, so its
+    layer has no shortcut where C5 has not `neck_channels` channels. `head_norm` None is "none" for
+    a conv head, as in the paper, and "group" for an adder head.
 
     Raises:
         ValueError: if an argument has a wrong value, or the weights do not fit the backbone.
