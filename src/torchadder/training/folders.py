@@ -24,8 +24,8 @@ RUN_FILES = frozenset(
         "evaluation.json",
     }
 )
-"""Every file and folder that `torchadder train` writes into a run folder; others are not deleted
-where a run begins again."""
+"""What a run folder may hold before a page is made of the run. Where a run begins again these are
+deleted, and a folder with anything else is left alone."""
 
 
 def dated_folder(name: str) -> Path:
