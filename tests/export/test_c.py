@@ -15,8 +15,8 @@ from export.c_builds import run as run_c
 from small_programs import every_step, layer, program, random_images, scaled
 from torchadder.data import ImageData
 from torchadder.export.c import pixel_bytes
-from torchadder.quantize import IntegerNet, interpreter, quantize
-from torchadder.quantize.program import AvgPool, Flatten, Layer, MaxPool, Value
+from torchadder.quantize import Int8Config, IntegerNet, interpreter, quantize
+from torchadder.quantize.program import AvgPool, Concat, Flatten, Layer, MaxPool, Value
 
 pytestmark = pytest.mark.skipif(shutil.which("gcc") is None, reason="gcc is not installed")
 
@@ -184,6 +184,39 @@ def test_extreme_numbers(tmp_path):
         images = torch.arange(256, dtype=torch.uint8).view(256, 1, 1, 1)
         _, got = run_c(build(folder, *SANITIZERS), images, classes=3)
         assert torch.equal(got, made_of_pixels(net, images))
+
+
+class Residual(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.stem = torch.nn.Conv2d(3, 8, 3, padding=1)
+        self.adder = ta.nn.Adder2d(8, 8, 3, padding=1)
+        self.norm = torch.nn.BatchNorm2d(8)
+        self.fc = torch.nn.Linear(8 * 6 * 6, 10)
+
+    def forward(self, x):
+        x = self.stem(x)
+        return self.fc((self.norm(self.adder(x)) + x).relu().flatten(1))
+
+
+def test_groups_of_filters_with_a_residual(tmp_path):
+    """Each group takes its channels of the residual: picked, not spread."""
+    torch.manual_seed(0)
+    model = Residual().train()
+    model.norm.momentum = None  # the mean over all batches
+    images = torch.rand(16, 3, 6, 6)
+    with torch.no_grad():
+        model(images)
+    net, _ = quantize(model.eval(), images, Int8Config(groups=3))
+    picked = [step for step in net.steps if isinstance(step, Concat) and len(step.inputs) == 1]
+    assert len(picked) == 3
+    assert any(len(step.order) < int(step.order.max()) for step in picked)
+    export(net, tmp_path / "net")
+    pixels = random_images(net, 8)
+    _, got = run_c(build(tmp_path / "net", *SANITIZERS), pixels)
+    want = made_of_pixels(net, pixels)
+    assert torch.equal(got, want)
+    assert len(want.unique(dim=0)) == 8
 
 
 # The code -----------------------------------------------------------------------------------------

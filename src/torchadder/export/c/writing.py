@@ -28,7 +28,7 @@ _FIRST_STATE, _FACTOR, _INCREMENT = 1, 1664525, 1013904223
 _STRUCT_BYTES = {"window": 72, "requantisation": 28, "layer": 132}
 """Of the structures in `source/` where pointers have 32 bits."""
 
-_KERNELS = ("layer", "adder", "conv", "rescale", "pool", "spread", "flatten")
+_KERNELS = ("layer", "adder", "conv", "rescale", "pool", "pick", "spread", "flatten")
 """The files of `source/` that are taken where they are needed, in this order."""
 
 
@@ -232,8 +232,19 @@ class Writer:
         )
 
     def _concat(self, step: p.Concat, number: int) -> None:
-        self._kernels.add("spread")
         C, H, W = self.program.values[step.output].shape
+        if len(step.inputs) == 1:
+            self._kernels.add("pick")
+            (name,) = step.inputs
+            self._add_table("uint16_t", f"sources_{number}", step.order)
+            self._calls.append(
+                f"  pick({H * W}, {self.program.values[name].shape[0]}, {C}, sources_{number}, "
+                f"{self._place(name)}, {self._place(step.output)});"
+            )
+            return
+        self._kernels.add("spread")
+        # Groups of filters become one layer, whose channels they are: each has one place.
+        assert torch.equal(step.order.sort().values, torch.arange(C)), step.name
         # order[c] is where channel c comes from; its inverse is where each one goes.
         places = torch.empty(C, dtype=torch.int64)
         places[step.order] = torch.arange(C)
