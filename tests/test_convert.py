@@ -217,6 +217,28 @@ def test_keep_names_a_block():
     assert len(report.converted) == 20 - 4 - 3
 
 
+class Ends(nn.Module):
+    """Modules called "first" and "last" that are neither the first nor the last layer."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem = nn.Conv2d(3, 4, 3)
+        self.first = nn.Conv2d(4, 4, 3)
+        self.last = nn.Sequential(nn.Conv2d(4, 4, 3), nn.Conv2d(4, 4, 3))
+        self.head = nn.Conv2d(4, 2, 1)
+
+    def forward(self, x):
+        return self.head(self.last(self.first(self.stem(x))))
+
+
+def test_first_and_last_are_places_and_no_names():
+    report = convert_(Ends())
+    assert report.kept == {"stem": "first", "head": "last"}
+    assert report.converted == ["first", "last.0", "last.1"]
+    report = convert_(Ends(), AdderConfig(keep=("firs[t]", "las[t].*")))
+    assert report.converted == ["stem", "head"]
+
+
 def test_kept_layers_stay_kept_whatever_the_first_call_converted():
     """Adder layers count for first and last, or the layer behind them would become the first."""
     net = conv_net()

@@ -21,6 +21,9 @@ from torchadder.nn import AdderModule
 # Modules whose forward takes the weights of their children without calling them.
 _WEIGHT_READERS = (nn.MultiheadAttention, nn.TransformerEncoderLayer)
 
+# Entries of ``keep`` that stand for a place in the order, never for a module of that name.
+_ENDS = ("first", "last")
+
 
 def plan(
     layers: list[Layer],
@@ -69,7 +72,7 @@ def _matches(entry: str, name: str) -> bool:
 def _check_keep(config: AdderConfig, layers: list[Layer]) -> None:
     names = [name for layer in layers for name in (layer.name, *layer.aliases)]
     for entry in config.keep:
-        if entry not in ("first", "last") and not any(_matches(entry, name) for name in names):
+        if entry not in _ENDS and not any(_matches(entry, name) for name in names):
             raise ValueError(f"keep names {entry!r}, which matches no layer of the model")
 
 
@@ -78,7 +81,9 @@ def _reason_to_keep(layer: Layer, config: AdderConfig, order: list[str]) -> str 
         if end in config.keep and layer.name == name:
             return end
     for entry in config.keep:
-        if any(_matches(entry, name) for name in (layer.name, *layer.aliases)):
+        if entry not in _ENDS and any(
+            _matches(entry, name) for name in (layer.name, *layer.aliases)
+        ):
             return entry
     module = layer.module
     cls = nn.utils.parametrize.type_before_parametrizations(module)
