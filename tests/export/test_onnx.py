@@ -187,6 +187,28 @@ def test_half_precision_is_summed_in_single(tmp_path):
     assert ((got - want).abs() <= last + rounding_bound(50, magnitude, torch.float32)).all()
 
 
+class Keyed(nn.Module):
+    """An adder layer without bias whose sums are an output."""
+
+    def __init__(self, *keys):
+        super().__init__()
+        self.adder = ta.nn.Adder2d(3, 4, 3, bias=False)
+        self.keys = keys
+
+    def forward(self, x):
+        return {key: self.adder(x) + i if i else self.adder(x) for i, key in enumerate(self.keys)}
+
+
+def test_the_sums_of_an_adder_layer_are_an_output(tmp_path):
+    torch.manual_seed(3)
+    model, images = Keyed("sums", "more").eval(), torch.randn(2, 3, 8, 8)
+    path = to_onnx(model, tmp_path / "net.onnx", images)
+    assert [output.name for output in onnx.load(path).graph.output] == ["sums", "more"]
+    sums, more = run(path, images)
+    assert torch.allclose(sums, model.adder(images), rtol=1e-5)
+    assert torch.equal(more, sums + 1)
+
+
 # Bad input ---------------------------------------------------------------------------------------
 
 
@@ -247,6 +269,28 @@ def test_nets_that_torch_cannot_follow(tmp_path):
     model = nn.Conv2d(3, 2, 3).eval()
     with pytest.raises(ExportError, match=r"torch.export cannot follow the net: .*channels"):
         to_torch(model, tmp_path / "net.pt2", torch.randn(1, 1, 8, 8))
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("keys", "message"),
+    [
+        (["input"], "output 0: its key 'input' is the name of the input; give it another"),
+        (["a", "adder.weight"], "output 1: its key 'adder.weight' is the name of a weight"),
+        (["1", 1], "output 1: its key '1' is the name of an earlier output"),
+        ([""], "output 0: its key '' is empty"),
+    ],
+)
+def test_names_that_are_taken(keys, message, tmp_path):
+    with pytest.raises(ExportError, match=message):
+        to_onnx(Keyed(*keys).eval(), tmp_path / "net.onnx", torch.zeros(1, 3, 8, 8))
+    with pytest.raises(ExportError, match=r"input_name: 'adder.weight' is the name of a weight"):
+        to_onnx(
+            Keyed("a").eval(),
+            tmp_path / "net.onnx",
+            torch.zeros(1, 3, 8, 8),
+            input_name="adder.weight",
+        )
     assert list(tmp_path.iterdir()) == []
 
 

@@ -71,8 +71,9 @@ def to_onnx(
 
     Raises:
         ExportError: If the net is in training mode, does something that cannot be translated
-            (named, with its layer), or is larger than 2 GiB; or without the packages that
-            ``pip install 'torchadder[export]'`` brings.
+            (named, with its layer), is larger than 2 GiB, or gives an output the name of its input
+            or of a weight; or without the packages that ``pip install 'torchadder[export]'``
+            brings.
         ValueError: If the file's name or the example is wrong.
         OSError: If the file cannot be written.
     """
@@ -95,6 +96,7 @@ def translate(program: ExportedProgram, *, input_name: str = "input") -> onnx.Mo
 
     _refuse_other_operators(program)
     names = _output_names(program)
+    _refuse_used_names(names, input_name, program)
     program = program.run_decompositions({torch.ops.torchadder.adder2d.default: _adder2d_node})
     try:
         exported = torch.onnx.export(
@@ -192,6 +194,18 @@ def _output_names(program: ExportedProgram) -> list[str]:
     return [f"output_{i}" for i in range(count)]
 
 
+def _refuse_used_names(outputs: list[str], input_name: str, program: ExportedProgram) -> None:
+    """Raise ExportError unless all that has a name in the file has its own."""
+    taken = {input_name: "the input", **dict.fromkeys(program.state_dict, "a weight")}
+    if input_name in program.state_dict:
+        raise ExportError(f"input_name: {input_name!r} is the name of a weight; choose another")
+    for number, name in enumerate(outputs):
+        if not name or name in taken:
+            other = f"is the name of {taken[name]}" if name else "is empty"
+            raise ExportError(f"output {number}: its key {name!r} {other}; give it another")
+        taken[name] = "an earlier output"
+
+
 def _tidy(model: onnx.ModelProto) -> None:
     """Name nodes by their layers, dynamic axes by what they are; forget how torch got here.
 
@@ -203,13 +217,14 @@ def _tidy(model: onnx.ModelProto) -> None:
     graph = model.graph
     seen: dict[str, int] = {}
     values = {}
+    outputs = {output.name for output in graph.output}
     for node in graph.node:
         scopes = {entry.key: entry.value for entry in node.metadata_props}.get(_SCOPES, "[]")
         layer = ".".join(scope for scope in ast.literal_eval(scopes)[1:-1] if scope)
         name = f"{layer or 'net'}/{node.op_type}"
         count = seen[name] = seen.get(name, 0) + 1
         node.name = name if count == 1 else f"{name}_{count}"
-        if node.domain == "torchadder":
+        if node.domain == "torchadder" and node.output[0] not in outputs:
             values[node.output[0]] = node.name
     for node in graph.node:
         for names in (node.input, node.output):
