@@ -467,6 +467,28 @@ def test_a_weight_tied_to_a_kept_layer_is_not_overwritten():
     torch.testing.assert_close(net.state_dict(), before, rtol=0, atol=0)
 
 
+def test_a_weight_tied_to_a_module_of_another_kind_is_not_overwritten():
+    class Tied(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.embedding = nn.Embedding(10, 8)
+            self.decoder = nn.Linear(8, 10)
+            self.decoder.weight = self.embedding.weight
+            self.free = nn.Linear(8, 8)
+            self.own = nn.Linear(8, 8)
+            self.shift = self.own.bias
+
+    net = Tied()
+    before = copy.deepcopy(net.embedding.state_dict())
+    report = convert_(net, AdderConfig(keep=(), linear=True))
+    assert report.converted == ["free"]
+    assert report.kept == {
+        "decoder": "shares its weight with embedding",
+        "own": "shares its weight with the model itself",
+    }
+    torch.testing.assert_close(net.embedding.state_dict(), before, rtol=0, atol=0)
+
+
 class Preset(nn.Conv2d):
     """Another constructor, the same computation."""
 

@@ -49,7 +49,7 @@ def convert_(
     Left alone, with the reason in the report: subclasses that define more than ``__init__`` (their
     forward is their own), lazy layers, kinds without a twin (``nn.Conv3d``), layers whose weights
     their parent reads without calling them (``nn.MultiheadAttention``), and layers that share their
-    weight with one that is kept.
+    weight with a layer that is kept or with any other module.
 
     Args:
         model: any module, on any device, "meta" included.
@@ -104,7 +104,7 @@ def convert_(
         layers.sort(key=lambda layer: rank.get(layer.name, len(order)))
     else:
         order = [layer.name for layer in layers]
-    plan(layers, config, filter_fn, order)
+    plan(model, layers, config, filter_fn, order)
 
     norms = NormsBehind(model, graph)
     rows = [

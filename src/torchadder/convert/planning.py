@@ -26,6 +26,7 @@ _ENDS = ("first", "last")
 
 
 def plan(
+    model: nn.Module,
     layers: list[Layer],
     config: AdderConfig,
     filter_fn: Callable[[nn.Module, str], bool] | None,
@@ -34,6 +35,7 @@ def plan(
     """Write into each layer what is to be done with it.
 
     Args:
+        model: the model, in which others may own a layer's parameters.
         layers: all layers of the model, changed in place.
         config: the rules.
         filter_fn: asked about each layer that no rule keeps.
@@ -52,7 +54,7 @@ def plan(
         if reason is None and filter_fn is not None and not filter_fn(layer.module, layer.name):
             reason = "filter_fn"
         layer.action = "converted" if reason is None else f"kept: {reason}"
-    _keep_tied(layers)
+    _keep_tied(model, layers)
     for layer in layers:
         module = layer.module
         if layer.action == "converted" and (
@@ -104,20 +106,20 @@ def _reason_to_keep(layer: Layer, config: AdderConfig, order: list[str]) -> str 
     return None
 
 
-def _keep_tied(layers: list[Layer]) -> None:
-    """Keep the layers that share a parameter with a layer that is kept.
+def _keep_tied(model: nn.Module, layers: list[Layer]) -> None:
+    """Keep the layers that share a parameter with a module that stays, whatever it is.
 
     Fresh adder weights would overwrite the other's.
     """
     changed = True
     while changed:
+        converted = {part for x in layers if x.action == "converted" for part in x.module.modules()}
+        owner: dict[int, str] = {}
+        for name, module in model.named_modules():
+            if module not in converted:
+                for parameter in module._parameters.values():
+                    owner.setdefault(id(parameter), name or "the model itself")
         changed = False
-        owner = {
-            id(parameter): layer.name
-            for layer in layers
-            if layer.action != "converted"
-            for parameter in layer.module.parameters()
-        }
         for layer in layers:
             tied = [owner[id(p)] for p in layer.module.parameters() if id(p) in owner]
             if layer.action == "converted" and tied:
