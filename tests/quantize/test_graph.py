@@ -279,6 +279,60 @@ def test_a_relu_does_not_reach_what_was_added_elsewhere():
     assert 10 * torch.log10(wanted.square().sum() / (found - wanted).square().sum()) > 25
 
 
+class Viewed(nn.Module):
+    """The size of the batch is read from the images, from what a layer makes, and multiplied."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv2d(2, 3, 3)
+        self.fc = nn.Linear(108, 4)
+
+    def forward(self, x):
+        y = self.conv(x)
+        num_rows = y.size(0) * 2 // 2
+        return self.fc(F.relu(y).view(num_rows, -1)).view(x.size(0), -1)
+
+
+def test_sizes_of_the_batch_are_no_steps():
+    torch.manual_seed(0)
+    net, images = Viewed().eval(), torch.randn(4, 2, 8, 8)
+    graph = trace(net, images)
+    steps = [(step.kind, step.relu) for step in graph.steps]
+    assert steps == [("conv", True), ("flatten", False), ("conv", False)]
+    assert ta.quantize_(net, [images]).sqnr_db > 25
+    assert net(images[:3]).shape == (3, 4)
+
+
+def test_adder_linear_layers():
+    torch.manual_seed(0)
+    adder = ta.nn.AdderLinear(108, 8)
+    net = nn.Sequential(
+        nn.Conv2d(2, 3, 3), nn.Flatten(), adder, nn.BatchNorm1d(8), nn.Linear(8, 4)
+    )
+    images = torch.randn(16, 2, 8, 8)
+    settled(net, images)
+    report = ta.quantize_(net, [images])
+    assert [(row.layer, row.kind) for row in report.layers] == [
+        ("0", "conv"),
+        ("2", "adder"),
+        ("4", "conv"),
+    ]
+    assert report.sqnr_db > 25
+    assert net(images[:3]).shape == (3, 4)
+
+
+class Outside(nn.Module):
+    """An operation that is in no layer."""
+
+    def forward(self, x):
+        return x.sigmoid()
+
+
+def test_operations_outside_layers_have_their_own_names():
+    with pytest.raises(QuantizationError, match=r"^sigmoid: aten.sigmoid cannot be done"):
+        trace(Outside().eval(), torch.randn(2, 2, 8, 8))
+
+
 class Returns(nn.Module):
     def __init__(self, what):
         super().__init__()

@@ -77,6 +77,8 @@ class Reader:
         return tuple(values)
 
     def _call(self, node: fx.Node) -> None:
+        if _is_number(node):
+            return
         if self._is_constant(node):
             self.constants[node] = self._compute(node)
             return
@@ -138,10 +140,15 @@ class Reader:
             for source, name in self.names.items()
             if name == value
             for user in source.users
-            if user not in self.names
+            if user not in self.names and not _is_number(user)
         }
         # An addition that was joined to a layer is no reader any more, but the layer's step is.
         return readers == {node} and not any(value in step.inputs for step in self.steps.values())
+
+
+def _is_number(node: fx.Node) -> bool:
+    """Whether an operation makes no tensor, as `x.size(0)` and what is computed from it."""
+    return isinstance(node.meta.get("val"), int | torch.SymInt)
 
 
 def operator_name(target: Any) -> str:

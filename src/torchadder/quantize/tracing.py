@@ -69,4 +69,18 @@ def trace(model: nn.Module, images: Tensor) -> FloatGraph:
         raise QuantizationError(f"the net cannot be exported: {reason[0]}") from error
     module = program.module(check_guards=False)
     assert isinstance(module, fx.GraphModule)
+    _keep_layers(module, model)
     return Reader(module, _HANDLERS).read()
+
+
+def _keep_layers(module: fx.GraphModule, model: nn.Module) -> None:
+    """Leaves only layers of the net in what is known of where an operation stands.
+
+    What torch.export itself adds to a net has entries there, too.
+    """
+    paths = {path for path, _ in model.named_modules(remove_duplicate=False)}
+    for node in module.graph.nodes:
+        stack = node.meta.get("nn_module_stack") or {}
+        node.meta["nn_module_stack"] = {
+            key: entry for key, entry in stack.items() if entry[0] in paths
+        }
