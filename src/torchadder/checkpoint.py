@@ -100,7 +100,7 @@ def save(
             or writing fails.
         ValueError: if a weight has a further parametrization beside its normalisation.
     """
-    path = _file_of(Path(path))
+    path = file_of(Path(path))
     model = _uncompiled(model)
     program, values = None, awn.baked_state_dict(model)
     integers = integer_net(model)
@@ -140,7 +140,8 @@ def load(path_or_hub_id: str | os.PathLike[str], *, revision: str | None = None)
         revision: branch, tag or commit of the hub repository.
 
     Returns:
-        The model on the CPU, in evaluation mode, with the stored number formats.
+        The model on the CPU, in evaluation mode, with the stored number formats. Weights that were
+        tied when they were saved are tied again.
 
     Raises:
         CheckpointError: if there is no such file, it is no safetensors file or damaged, has no
@@ -156,9 +157,12 @@ def load(path_or_hub_id: str | os.PathLike[str], *, revision: str | None = None)
                 "torchadder.checkpoint.load_into(model, path)"
             )
         model = _rebuilt(info.config, path)
-        state = {name: tensor.clone() for name, tensor in tensors.items()}
+        # A name and its alias hold one tensor, and get one copy.
+        copies = {id(tensor): tensor.clone() for tensor in tensors.values()}
+        state = {name: copies[id(tensor)] for name, tensor in tensors.items()}
         _check_fit(model, state, info, path, same_operators=True)
         model.load_state_dict(state, assign=True)
+        _tie(model, info.aliases)
     return model.eval()
 
 
@@ -213,7 +217,12 @@ def read_info(
         return _parse_info(file.metadata(), path)
 
 
-def _file_of(path: Path) -> Path:
+def file_of(path: Path) -> Path:
+    """The file that `save` writes for a path.
+
+    Raises:
+        CheckpointError: if the path has another suffix.
+    """
     if path.suffix == _SUFFIX and not path.is_dir():
         return path
     if path.is_dir() or not path.suffix:
@@ -263,6 +272,15 @@ def _rebuilt(config: Mapping[str, Any], path: Path) -> nn.Module:
         raise CheckpointError(
             f"{path}: cannot rebuild the model from its config: {_line(error)}"
         ) from error
+
+
+def _tie(model: nn.Module, aliases: Mapping[str, str]) -> None:
+    """Make one parameter of those that were one when they were saved."""
+    parameters = dict(model.named_parameters(remove_duplicate=False))
+    for name, stored in aliases.items():
+        if name in parameters and stored in parameters:
+            parent, _, attribute = name.rpartition(".")
+            setattr(model.get_submodule(parent), attribute, parameters[stored])
 
 
 def _storable(values: Mapping[str, Any]) -> tuple[dict[str, Tensor], dict[str, str]]:

@@ -125,6 +125,22 @@ def test_a_used_folder_is_refused(capsys, run_folder):
     assert "nothing in it is overwritten" in fails(capsys, *argv)
 
 
+@pytest.mark.parametrize(
+    "argv",
+    [
+        ["quantize", "nowhere"],
+        ["export", "--to", "c", "nowhere", "folder"],
+        ["predict", "nowhere", "images"],
+        ["diagnose", "nowhere"],
+        ["diagnose", "nowhere", "--stability"],
+    ],
+)
+@pytest.mark.parametrize("threads", ["0", "-1"])
+def test_no_threads(capsys, argv, threads):
+    line = fails(capsys, *argv, f"--threads={threads}")
+    assert line == f"--threads = {threads}: at least 1 is wanted"
+
+
 def test_debug_shows_the_traceback():
     with pytest.raises(ValueError, match="unknown recipe"):
         cli.main(["train", "nonsense", "--debug"])

@@ -53,6 +53,21 @@ def nearest(name: str, known: Iterable[str]) -> str:
     return f"; did you mean {matches[0]!r}?" if matches else ""
 
 
+def set_threads(threads: int | None) -> None:
+    """Lets torch use so many threads on the CPU; None leaves the number as it is.
+
+    Raises:
+        UserError: If there would be none.
+    """
+    if threads is None:
+        return
+    if threads < 1:
+        raise UserError(f"--threads = {threads}: at least 1 is wanted")
+    import torch
+
+    torch.set_num_threads(threads)
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command line and returns the exit status.
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from torchadder.cli import UserError
+from torchadder.cli import UserError, set_threads
 
 if TYPE_CHECKING:
     from jsonargparse import ArgumentParser
@@ -67,12 +67,9 @@ def _compare_stability(args: Any) -> None:
     for option, default in (("teacher", None), ("layers", None), ("weights", "last")):
         if getattr(args, option) != default:
             raise UserError(f"--{option}: no option of --stability")
-    import torch
-
     from torchadder.report.stability import write_stability
 
-    if args.threads is not None:
-        torch.set_num_threads(args.threads)
+    set_threads(args.threads)
     paths = [Path(path) for path in args.run]
     output = paths[0] / "stability" if args.output is None else Path(args.output)
     report = write_stability(output, paths, num_images=args.images or 256)
@@ -110,15 +107,12 @@ def _print_stability(report: dict[str, Any]) -> None:
 
 
 def _diagnose_kernels(args: Any) -> None:
-    import torch
-
     from torchadder.distill import check_taps
     from torchadder.report.diagnosis import write_diagnosis
     from torchadder.report.kernel_space import sample_layers
     from torchadder.training.diagnosis import open_pair, some_images
 
-    if args.threads is not None:
-        torch.set_num_threads(args.threads)
+    set_threads(args.threads)
     (folder,) = args.run
     pkkd, data = open_pair(folder, args.teacher, which=args.weights)
     assert pkkd.teacher is not None

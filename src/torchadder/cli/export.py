@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from torchadder.cli import UserError
+from torchadder.cli import UserError, set_threads
 
 if TYPE_CHECKING:
     from jsonargparse import ArgumentParser
@@ -48,10 +48,7 @@ def rewrite(argv: list[str]) -> list[str]:
 
 def run(args: Any) -> None:
     """Exports and prints what was written."""
-    import torch
-
-    if args.threads is not None:
-        torch.set_num_threads(args.threads)
+    set_threads(args.threads)
     if args.to == "c":
         if args.any_size:
             raise UserError("--any_size: C source is for images of one size")

@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from torchadder.cli import UserError, detectors
+from torchadder.cli import UserError, detectors, set_threads
 
 if TYPE_CHECKING:
     from jsonargparse import ArgumentParser
@@ -36,7 +36,6 @@ def run(args: Any) -> None:
         raise UserError(f"--top = {args.top}: at least 1 is wanted")
     if args.csv is not None and Path(args.csv).exists():
         raise UserError(f"--csv {args.csv!r}: the file exists and is not overwritten")
-    import torch
     from rich.progress import Progress
 
     from torchadder.training.evaluation import (
@@ -46,8 +45,7 @@ def run(args: Any) -> None:
         predict,
     )
 
-    if args.threads is not None:
-        torch.set_num_threads(args.threads)
+    set_threads(args.threads)
     if is_detector(args.checkpoint):
         detectors.predict(args)
         return

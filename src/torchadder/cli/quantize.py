@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from torchadder.cli import UserError
+from torchadder.cli import UserError, set_threads
 from torchadder.cli.detectors import show_left_out
 
 if TYPE_CHECKING:
@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 
 # Of the data recorded at training time, what may be replaced on the command line.
 _DATA_OPTIONS = ("source", "image_column", "label_column", "val_split", "val_fraction")
+# What a table has every value of, or does not write.
+_OF_ONE_NET = {"bits": 8, "groups": 1, "clamp": True, "output": None, "report": None}
 _CONFIG_OPTIONS = ("bits", "range", "percentile", "groups", "clamp", "first", "last")
 
 
@@ -78,12 +80,11 @@ def run(args: Any) -> None:
     config = Int8Config(**{name: args[name] for name in _CONFIG_OPTIONS})
     if args.batch_size is not None and args.batch_size < 1:
         raise UserError(f"--batch_size = {args.batch_size}: at least 1 is wanted")
-    import torch
-
+    if args.table:
+        _refuse_options_of_one_net(args)
     from torchadder.training.weights import weights_of
 
-    if args.threads is not None:
-        torch.set_num_threads(args.threads)
+    set_threads(args.threads)
     output = None if args.table else _output(args.output, weights_of(args.checkpoint))
     net = _opened(args)
     if output is None:
@@ -121,10 +122,21 @@ def _opened(args: Any) -> Any:
 
 def _output(given: str | None, checkpoint: Path) -> Path:
     """Where the integer net goes; nothing is overwritten."""
-    path = Path(given) if given else checkpoint.with_name(f"{checkpoint.stem}-int8.safetensors")
-    if path.is_file():
+    from torchadder.checkpoint import file_of
+
+    beside = checkpoint.with_name(f"{checkpoint.stem}-int8.safetensors")
+    path = file_of(Path(given) if given else beside)
+    if path.exists():
         raise UserError(f"--output {str(path)!r}: the file exists and is not overwritten")
     return path
+
+
+def _refuse_options_of_one_net(args: Any) -> None:
+    for option, default in _OF_ONE_NET.items():
+        if args[option] != default:
+            raise UserError(
+                f"--{option} and --table: a table has all widths and schemes, and no checkpoint"
+            )
 
 
 def _show(result: Quantized | QuantizedDetections) -> None:
