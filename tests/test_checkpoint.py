@@ -142,6 +142,20 @@ def test_tied_weights_stay_tied(tmp_path):
     assert got[0].weight is got[1].weight
 
 
+def test_weights_tied_in_a_model_of_ours_come_back_tied(tmp_path):
+    want = models.resnet20()
+    first, second = want.layer1[0], want.layer1[1]
+    second.conv2.weight = second.conv1.weight = first.conv1.weight
+    second.bn1.running_mean = first.bn1.running_mean
+    got = load(save(want, tmp_path / "x.safetensors"))
+    assert_same_state(got, want)
+    first, second = got.layer1[0], got.layer1[1]
+    assert second.conv1.weight is second.conv2.weight is first.conv1.weight
+    assert second.bn1.running_mean is first.bn1.running_mean
+    assert first.conv2.weight is not first.conv1.weight
+    assert len(list(got.parameters())) == len(list(want.parameters()))
+
+
 def test_folder(tmp_path):
     model = models.lenet5_bn()
     path = save(model, tmp_path / "run" / "net")
