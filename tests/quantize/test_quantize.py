@@ -331,6 +331,41 @@ def test_state_dict_round_trip_and_copies():
     assert torch.equal(interpreter.logits(other.program(), images[:2]), net.integers(images[:2]))
 
 
+class Named(nn.Module):
+    """Layers that are called as something that modules or integer nets have."""
+
+    def __init__(self):
+        super().__init__()
+        for name in ("input", "bits", "program", "integers", "forward_", "output_1"):
+            setattr(self, name, nn.Conv2d(3, 3, 1))
+        self.each_value = nn.ModuleDict({"values_of": nn.Conv2d(3, 3, 1)})
+        self.each_value.add_module("one", nn.Conv2d(3, 3, 1))
+        self.takes_any_size = nn.Sequential(nn.Conv2d(3, 3, 1))
+        self.outputs = nn.Flatten()
+        self.output = nn.Linear(3 * 16, 2)
+
+    def forward(self, x):
+        y = self.program(self.bits(self.input(x)))
+        y = self.output_1(self.forward_(self.integers(y)))
+        y = self.each_value["one"](self.each_value["values_of"](y))
+        return self.output(self.outputs(self.takes_any_size(y)))
+
+
+def test_layers_may_be_called_as_what_an_integer_net_has(tmp_path):
+    torch.manual_seed(0)
+    net, images = Named().eval(), torch.randn(8, 3, 4, 4)
+    report = ta.quantize_(net, [images])
+    assert [row.layer for row in report.layers][-2:] == ["takes_any_size.0", "output"]
+    # The net has a layer `output_1` already.
+    assert isinstance(net.get_submodule("output_2"), Conv2dInt8)
+    assert net.get_submodule("output_1") is not net.get_submodule("output_2")
+    for name in ("forward_", "input_1", "each_value_1.values_of", "takes_any_size_1.0"):
+        assert isinstance(net.get_submodule(name), Conv2dInt8)
+    again = ta.load(ta.save(net, tmp_path / "net.safetensors"))
+    assert list(again.state_dict()) == list(net.state_dict())
+    assert torch.equal(again(images), net(images))
+
+
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
 def test_compiles_as_one_graph():
     net, images = small_resnet()

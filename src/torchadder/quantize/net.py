@@ -43,7 +43,8 @@ class IntegerNet(nn.Module):
 
     The modules have the names of the program's steps, which are those of the float net's layers:
     `net.layer1[0].conv1` of a residual net is `net.get_submodule("layer1.0.conv1")` here, an
-    `Adder2dInt8`; a layer that the net uses several times is one module. Bit-exact with
+    `Adder2dInt8`; a layer that the net uses several times is one module. A layer named as something
+    that this class has itself, `output` for instance, is `output_1`. Bit-exact with
     `torchadder.quantize.interpreter` on every instruction set and number of threads, unless layers
     were left in float.
 
@@ -63,10 +64,11 @@ class IntegerNet(nn.Module):
         self.takes_any_size = program.takes_any_size
         self._reads_floats = program.values[program.input.name].dtype == "float32"
         modules: dict[str, nn.Module] = {}
+        taken = {part for step in program.steps for part in step.name.split(".")}
         for step in program.steps:
             if getattr(step, "shared", None) is None:
                 modules[step.name] = module_of(step, program)
-                self._place(step.name, modules[step.name])
+                self._place(step.name, modules[step.name], taken)
         calls = []
         needed_later = {output.name for output in program.outputs}
         for step in reversed(program.steps):
@@ -79,14 +81,15 @@ class IntegerNet(nn.Module):
             calls.append(_Call(step.name, module, step.inputs, step.output, shared, finished))
         self._calls = calls[::-1]
 
-    def _place(self, name: str, module: nn.Module) -> None:
+    def _place(self, name: str, module: nn.Module, taken: set[str]) -> None:
         *path, last = name.split(".")
         owner: nn.Module = self
         for part in path:
+            part = _free_name(owner, part, taken)
             if part not in owner._modules:
                 owner.add_module(part, nn.Module())
             owner = owner.get_submodule(part)
-        owner.add_module(last, module)
+        owner.add_module(_free_name(owner, last, taken), module)
 
     @property
     def output(self) -> Output:
@@ -163,3 +166,12 @@ class IntegerNet(nn.Module):
             bits=self.bits,
             takes_any_size=self.takes_any_size,
         )
+
+
+def _free_name(owner: nn.Module, wanted: str, taken: set[str]) -> str:
+    """What a module of this name is called in `owner`: with a number if that is an attribute."""
+    name, number = wanted, 0
+    while (number and name in taken) or (name not in owner._modules and hasattr(owner, name)):
+        number += 1
+        name = f"{wanted}_{number}"
+    return name
