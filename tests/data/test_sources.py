@@ -76,6 +76,25 @@ def test_label_out_of_range_names_file_and_row(writer):
     assert len(source.class_names) == 8
 
 
+def test_names_of_classes_that_differ_are_refused(writer):
+    writer.named_parquet("train-0.parquet", ["cat", "dog"])
+    test = writer.named_parquet("test.parquet", ["dog", "cat"])
+    with pytest.raises(
+        DataError, match=r"train-0.parquet: class 0 is 'cat', but 'dog' in .*test.parquet$"
+    ):
+        open_source(str(writer.folder))
+    test.unlink()
+    other = writer.named_parquet("train-1.parquet", ["cat", "eel"])
+    with pytest.raises(DataError, match=r"train-1.parquet: class 1 is 'eel', but 'dog' in .*-0"):
+        open_source(str(writer.folder))
+    other.unlink()
+    writer.named_parquet("test.parquet", ["cat", "dog", "eel"])
+    with pytest.raises(DataError, match=r"train-0.parquet: 2 named classes, but 3 in .*test"):
+        open_source(str(writer.folder))
+    writer.named_parquet("test.parquet", ["cat", "dog"])
+    assert open_source(str(writer.folder)).class_names == ["cat", "dog"]
+
+
 def test_empty_and_damaged_files_are_named(writer):
     writer.parquet("train.parquet")
     writer.parquet("test.parquet", images=[], labels=[], label_type="int64")

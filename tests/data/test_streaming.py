@@ -131,23 +131,40 @@ def test_tickets_are_counted_by_epoch():
     assert len(tickets) == 2
 
 
-def test_class_names_come_from_the_files(shards, writer, png, tmp_path):
-    import datasets
-
+def test_class_names_come_from_the_files(writer):
     names = ["ant", "bee", "cow"]
-    features = datasets.Features(
-        {"image": datasets.Image(), "label": datasets.ClassLabel(names=names)}
-    )
-    cells = [{"bytes": png(row), "path": None} for row in range(6)]
-    table = datasets.Dataset.from_dict({"image": cells, "label": [0, 1, 2] * 2}, features=features)
     for split in ("train", "test"):
-        table.to_parquet(tmp_path / "named" / f"{split}.parquet")
-    data = ImageData(str(tmp_path / "named"), streaming=True, batch_size=2, workers=0)
+        writer.named_parquet(f"{split}.parquet", names)
+    data = ImageData(str(writer.folder), streaming=True, batch_size=2, workers=0)
     data.setup()
     assert data.class_names == names
     assert sum(len(labels) for _, labels in data.train_dataloader()) == 6
     with pytest.raises(DataError, match=r"num_classes=4: .* has 3 named classes"):
-        opened(tmp_path / "named", num_classes=4)
+        opened(writer.folder, num_classes=4)
+
+
+@pytest.mark.parametrize("name", ["train-1.parquet", "test.parquet"])
+def test_files_of_other_classes_are_not_streamed(writer, name):
+    for file in ("train-0.parquet", "train-1.parquet", "test.parquet"):
+        writer.named_parquet(file, ["dog", "cat"] if file == name else ["cat", "dog"])
+    with pytest.raises(
+        DataError, match=rf"{name}: class 0 is 'dog', but 'cat' in .*train-0.parquet$"
+    ):
+        opened(writer.folder, num_classes=None)
+
+
+def test_files_of_other_columns_are_not_streamed(shards, writer):
+    second = "train-00001-of-00003.parquet"
+    writer.parquet(second, label_column="kind")
+    with pytest.raises(
+        DataError, match=rf"{second}: no column 'label', which .*00000-of.* has, among img, kind$"
+    ):
+        opened(shards)
+    writer.parquet(second, labels=[0.5] * 12)
+    with pytest.raises(DataError, match=rf"{second}: column 'label' holds double, but int64 in"):
+        opened(shards)
+    writer.parquet(second, label_type="int8")
+    opened(shards)
 
 
 def test_a_grey_stream_measures_its_first_images(writer, png):

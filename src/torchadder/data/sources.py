@@ -365,27 +365,36 @@ def from_tables(
     image_column: str | None,
     label_column: str | None,
     num_classes: int | None,
+    known: tuple[str, list[str]] | None = None,
 ) -> ImageSource:
     """The splits of a data set from its tables.
 
+    Args:
+        tables: Tables by split, each with its files and their numbers of rows.
+        source: The data set, as the user calls it.
+        image_column: Column of the images, if its name is unusual.
+        label_column: Column of the labels, if its name is unusual.
+        num_classes: Number of classes; found out if None.
+        known: A file that names the classes, and these names.
+
     Raises:
-        DataError: If a column is missing, or labels cannot be used.
+        DataError: If a column is missing, labels cannot be used, or names of classes differ.
     """
-    from datasets import ClassLabel
+    import pyarrow.parquet as pq
 
     splits: dict[str, Split] = {}
-    class_names: list[str] | None = None
     for name, (table, files) in tables.items():
         where = f"{source}, split {name!r}"
         image = find_column(table.column_names, image_column, "image", where)
         label = find_column(table.column_names, label_column, "label", where)
         if len(table) == 0:
             raise DataError(f"{where} is empty")
-        feature = table.features[label]
-        if isinstance(feature, ClassLabel) and class_names is None and feature.names:
-            class_names = list(feature.names)
+        schemas = [(file, pq.read_schema(file)) for file, _ in files]
+        for place, schema in schemas or [(where, table.features.arrow_schema)]:
+            known = same_names(known, place, named_classes(schema, label))
         labels = _integer_labels(table, label, name, files)
         splits[name] = Split(name, labels, _encoded(table, image, where), image, files=files)
+    class_names = None if known is None else known[1]
     if num_classes is not None and class_names is not None and num_classes != len(class_names):
         raise DataError(
             f"data.num_classes={num_classes}: {source} has {len(class_names)} named classes"
@@ -410,6 +419,35 @@ def from_tables(
                 f"0..{count - 1} is wanted"
             )
     return ImageSource(splits, class_names or [str(index) for index in range(count)])
+
+
+def named_classes(schema: pa.Schema, label: str) -> list[str] | None:
+    """The names of the classes, if the column `label` of a table has them."""
+    from datasets import ClassLabel, Features
+
+    if label not in schema.names:
+        return None
+    feature = Features.from_arrow_schema(schema)[label]
+    return list(feature.names) if isinstance(feature, ClassLabel) and feature.names else None
+
+
+def same_names(
+    known: tuple[str, list[str]] | None, where: str, names: list[str] | None
+) -> tuple[str, list[str]] | None:
+    """What is known of the classes once `where` was seen: the first place with names, and these.
+
+    Raises:
+        DataError: If they are not the names known already.
+    """
+    if known is None or names is None:
+        return known if names is None else (where, names)
+    first, others = known
+    for index, (name, other) in enumerate(zip(names, others, strict=False)):
+        if name != other:
+            raise DataError(f"{where}: class {index} is {name!r}, but {other!r} in {first}")
+    if len(names) != len(others):
+        raise DataError(f"{where}: {len(names)} named classes, but {len(others)} in {first}")
+    return known
 
 
 def find_column(columns: list[str], wanted: str | None, kind: str, where: str) -> str:

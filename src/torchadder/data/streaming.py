@@ -36,8 +36,10 @@ from torchadder.data.sources import (
     find_column,
     from_tables,
     locate,
+    named_classes,
     open_parquet,
     parquet_by_split,
+    same_names,
 )
 
 _FOOTER_THREADS = 16  # reading one footer of a distant file is mostly waiting
@@ -163,11 +165,15 @@ def open_stream(
         )
     with ThreadPoolExecutor(_FOOTER_THREADS) as pool:
         footers = list(pool.map(_footer, files["train"]))
-    schema = footers[0].schema.to_arrow_schema()
+    schemas = [footer.schema.to_arrow_schema() for footer in footers]
     where = f"{source}, split 'train'"
-    image = find_column(schema.names, image_column, "image", where)
-    label = find_column(schema.names, label_column, "label", where)
-    names = _class_names(schema, label)
+    image = find_column(schemas[0].names, image_column, "image", where)
+    label = find_column(schemas[0].names, label_column, "label", where)
+    known = None
+    for file, schema in zip(files["train"], schemas, strict=True):
+        _check_columns(file, schema, files["train"][0], schemas[0], (image, label))
+        known = same_names(known, file, named_classes(schema, label))
+    names = None if known is None else known[1]
     if names is not None and num_classes not in (None, len(names)):
         raise DataError(f"data.num_classes={num_classes}: {source} has {len(names)} named classes")
     if names is None:
@@ -190,7 +196,7 @@ def open_stream(
         tables = open_parquet(path, {name: [Path(file) for file in files[name]] for name in others})
     else:
         tables = {name: (_table_on_hub(source, name), []) for name in others}
-    source_of_others = from_tables(tables, source, image, label, len(names))
+    source_of_others = from_tables(tables, source, image, label, len(names), known)
     return Stream(split, groups, label, len(names)), ImageSource(source_of_others.splits, names)
 
 
@@ -338,11 +344,18 @@ def _footer(file: str) -> Any:
         raise DataError(f"{file}: not a readable parquet file ({str(error).strip()})") from error
 
 
-def _class_names(schema: pa.Schema, label: str) -> list[str] | None:
-    from datasets import ClassLabel, Features
-
-    feature = Features.from_arrow_schema(schema)[label]
-    return list(feature.names) if isinstance(feature, ClassLabel) and feature.names else None
+def _check_columns(
+    file: str, schema: pa.Schema, first: str, wanted: pa.Schema, columns: tuple[str, ...]
+) -> None:
+    """Refuses a file without the columns of the first one, or with other types in them."""
+    for column in columns:
+        if column not in schema.names:
+            raise DataError(
+                f"{file}: no column {column!r}, which {first} has, among {', '.join(schema.names)}"
+            )
+        got, want = schema.field(column).type, wanted.field(column).type
+        if got != want and not (pa.types.is_integer(got) and pa.types.is_integer(want)):
+            raise DataError(f"{file}: column {column!r} holds {got}, but {want} in {first}")
 
 
 def _table_on_hub(source: str, split: str) -> Any:
