@@ -169,6 +169,7 @@ def test_one_line_and_nothing_written(checkpoint, quantised, tmp_path, capsys):
         ("--to", "c", quantised, tmp_path / "mine", "--force"): "holds other things than an export",
         ("--to", "c", quantised, tmp_path / "mine" / "thesis.txt"): "exists and is no folder",
         ("--to", "c", quantised, new, "--name", "Net 1"): "name must consist of small letters",
+        ("--to", "c", checkpoint, new, "--name", "Net 1"): "name must consist of small letters",
         ("--to", "c", quantised, new, "--name", "main"): "and not be main, got 'main'",
         ("--to", "c", quantised, new, "--data.source", "mnist"): "is quantised already",
         ("--to", "c", checkpoint, new, "--any-size"): "C source is for images of one size",
@@ -196,6 +197,8 @@ def test_layers_left_in_float_are_named(net, digits, tmp_path):
         ({"mean": [0.1, 0.2]}, r"mean must hold a number for each of 1 channels, got \(0.1, 0.2\)"),
         ({"mean": [float("nan")]}, "mean must hold a number for each of 1 channels"),
         ({"std": [0.0]}, r"std must be positive, got \(0.0,\)"),
+        ({"class_names": range(10)}, "must be a sequence of strings, got range"),
+        ({"class_names": "0123456789"}, "must be a sequence of strings, got '0123456789'"),
         ({"class_names": ["a"]}, "class_names must name the 10 classes of the net, got 1"),
     ):
         with pytest.raises(ValueError, match=message):

@@ -77,12 +77,14 @@ def run(args: Any) -> None:
 def _to_c(args: Any) -> None:
     from torchadder import checkpoint
     from torchadder.export import to_c
+    from torchadder.export.c import check_name
     from torchadder.export.c.folder import check_place
     from torchadder.quantize import Int8Config, IntegerNet
     from torchadder.training.quantization import QuantizedCheckpoint
     from torchadder.training.weights import weights_of
 
-    # Calibration takes a while: what is wrong with the folder is said before.
+    # Calibration takes a while: what is wrong with the name or the folder is said before.
+    check_name(args.name)
     check_place(Path(args.output), force=args.force)
     path = _classifier(weights_of(args.checkpoint))
     model = checkpoint.load(path)

@@ -73,11 +73,7 @@ def to_c(
     """
     folder = Path(folder)
     check_place(folder, force=force)
-    if _NAME.fullmatch(name) is None or name == "main":
-        raise ValueError(
-            f"name must consist of small letters, digits and underscores, begin with a letter and "
-            f"not be main, got {name!r}"
-        )
+    check_name(name)
     held = integer_net(net)
     if held is not None:
         net = held.program()
@@ -89,11 +85,7 @@ def to_c(
     _check(net)
     if class_names is None:
         class_names = [str(number) for number in range(net.output.num_classes)]
-    if len(class_names) != net.output.num_classes:
-        raise ValueError(
-            f"class_names must name the {net.output.num_classes} classes of the net, got "
-            f"{len(class_names)}"
-        )
+    _check_class_names(class_names, net.output.num_classes)
     table = pixel_bytes(
         net, net.input.mean if mean is None else mean, net.input.std if std is None else std
     )
@@ -111,6 +103,15 @@ def to_c(
     files = writer.files() | {MARK: json.dumps(described, indent=2) + "\n"}
     write_folder(folder, files, force=force)
     return report
+
+
+def check_name(name: str) -> None:
+    """Raises ValueError unless files and functions can have the prefix."""
+    if _NAME.fullmatch(name) is None or name == "main":
+        raise ValueError(
+            f"name must consist of small letters, digits and underscores, begin with a letter and "
+            f"not be main, got {name!r}"
+        )
 
 
 def pixel_bytes(
@@ -139,6 +140,13 @@ def pixel_bytes(
     centre, width = (torch.tensor(values)[:, None] * 255 for values in (mean, std))
     normalised = (pixels - centre) / width
     return interpreter.to_bytes(normalised, program.input.scale, program.input.zero_point)
+
+
+def _check_class_names(names: Sequence[str], number: int) -> None:
+    if isinstance(names, str) or not all(isinstance(name, str) for name in names):
+        raise ValueError(f"class_names must be a sequence of strings, got {names!r}")
+    if len(names) != number:
+        raise ValueError(f"class_names must name the {number} classes of the net, got {len(names)}")
 
 
 def _check(program: Program) -> None:
