@@ -34,23 +34,28 @@ class FakeQuantization:
         config: What they were found with.
 
     Raises:
-        QuantizationError: If a layer is of a class whose forward is not known here.
+        QuantizationError: If a layer is of a class whose forward is not known here, is used in
+            ways that are different layers in integers, or is no module.
     """
 
     def __init__(self, model: nn.Module, ranges: Sequence[LayerRange], config: Int8Config) -> None:
-        parts: dict[str, list[LayerRange]] = {}
+        parts: dict[nn.Module, list[LayerRange]] = {}
         for one in ranges:
-            parts.setdefault(one.path, []).append(one)
-        self.layers = {path: model.get_submodule(path) for path in parts}
-        for path, layer in self.layers.items():
-            if not isinstance(layer, Adder2d | nn.Conv2d | nn.Linear):
-                raise QuantizationError(f"{path}: a {type(layer).__name__} cannot be fine-tuned")
-        for path, layer in self.layers.items():
-            layer.forward = _forward(layer, parts[path], config)
+            parts.setdefault(_layer(model, one.path), []).append(one)
+        for groups in parts.values():
+            if len({one.outputs for one in groups}) > 1:
+                names = ", ".join(one.layer for one in groups)
+                raise QuantizationError(
+                    f"{groups[0].path}: used in ways that are different layers in integers "
+                    f"({names}), which cannot be fine-tuned"
+                )
+        self.layers = list(parts)
+        for layer, groups in parts.items():
+            layer.forward = _forward(layer, groups, config)
 
     def remove(self) -> None:
         """Gives the layers their own forward back."""
-        for layer in self.layers.values():
+        for layer in self.layers:
             vars(layer).pop("forward", None)
 
     def __enter__(self) -> FakeQuantization:
@@ -63,6 +68,19 @@ class FakeQuantization:
         traceback: TracebackType | None,
     ) -> None:
         self.remove()
+
+
+def _layer(model: nn.Module, path: str) -> nn.Module:
+    try:
+        layer = model.get_submodule(path)
+    except AttributeError:
+        raise QuantizationError(
+            f"{path}: an operation that is no layer cannot be fine-tuned"
+        ) from None
+    # A class of its own, or one that parametrizations have made, may inherit a forward.
+    if type(layer).forward not in (Adder2d.forward, nn.Conv2d.forward, nn.Linear.forward):
+        raise QuantizationError(f"{path}: a {type(layer).__name__} cannot be fine-tuned")
+    return layer
 
 
 def fake_input(x: Tensor, grid: Grid) -> Tensor:
