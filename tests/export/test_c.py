@@ -16,7 +16,7 @@ from small_programs import every_step, layer, program, random_images, scaled
 from torchadder.data import ImageData
 from torchadder.export.c import pixel_bytes
 from torchadder.quantize import Int8Config, IntegerNet, interpreter, quantize
-from torchadder.quantize.program import AvgPool, Concat, Flatten, Layer, MaxPool, Value
+from torchadder.quantize.program import AvgPool, Concat, Flatten, Layer, MaxPool, Program, Value
 
 pytestmark = pytest.mark.skipif(shutil.which("gcc") is None, reason="gcc is not installed")
 
@@ -217,6 +217,34 @@ def test_groups_of_filters_with_a_residual(tmp_path):
     want = made_of_pixels(net, pixels)
     assert torch.equal(got, want)
     assert len(want.unique(dim=0)) == 8
+
+
+class Elsewhere(torch.Tensor):
+    """A tensor that, like one of a GPU, computes with no tensor of the CPU."""
+
+    @classmethod
+    def __torch_function__(cls, func, types, args=(), kwargs=None):
+        if func is torch.Tensor.cpu:
+            return args[0].as_subclass(torch.Tensor)
+        if any(type(argument) is torch.Tensor for argument in args):
+            raise RuntimeError("Expected all tensors to be on the same device")
+        return super().__torch_function__(func, types, args, kwargs)
+
+
+def test_a_program_of_another_device(every, tmp_path):
+    net, _, folder = every
+    described, tensors = net.to_dict()
+    tensors = {name: tensor.as_subclass(Elsewhere) for name, tensor in tensors.items()}
+    export(Program.from_dict(described, tensors), tmp_path / "net")
+    assert (tmp_path / "net" / "net.c").read_text() == (folder / "net.c").read_text()
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
+def test_a_program_of_a_gpu(every, tmp_path):
+    net, _, folder = every
+    export(IntegerNet(net).cuda(), tmp_path / "net")
+    assert (tmp_path / "net" / "net.c").read_text() == (folder / "net.c").read_text()
 
 
 # The code -----------------------------------------------------------------------------------------

@@ -83,6 +83,7 @@ def to_c(
             f"{type(net).__name__}"
         )
     _check(net)
+    net = _on_cpu(net)
     if class_names is None:
         class_names = [str(number) for number in range(net.output.num_classes)]
     _check_class_names(class_names, net.output.num_classes)
@@ -147,6 +148,12 @@ def _check_class_names(names: Sequence[str], number: int) -> None:
         raise ValueError(f"class_names must be a sequence of strings, got {names!r}")
     if len(names) != number:
         raise ValueError(f"class_names must name the {number} classes of the net, got {len(names)}")
+
+
+def _on_cpu(program: Program) -> Program:
+    """The program with its tensors in main memory, where the tables are written."""
+    described, tensors = program.to_dict()
+    return Program.from_dict(described, {name: tensor.cpu() for name, tensor in tensors.items()})
 
 
 def _check(program: Program) -> None:
