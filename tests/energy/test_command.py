@@ -5,8 +5,11 @@ import csv
 import pytest
 import torch
 
-from torchadder import cli, models, save
+from small_detectors import scenes, settle_, small
+from torchadder import cli, models, quantize_, save
 from torchadder.cli.energy import energy
+from torchadder.energy import count
+from torchadder.energy.report import short_number
 
 
 def run(capsys, *arguments):
@@ -75,6 +78,25 @@ def test_torchvision_model(capsys):
     status, out, _ = run(capsys, "--model", "torchvision.resnet18", "--conv", "conv")
     assert status == 0
     assert "1.81G" in out
+
+
+@pytest.mark.parametrize("integers", [False, True])
+def test_checkpoint_of_a_detector(capsys, tmp_path, integers):
+    detector = small(adder="B", backbone_width=8)
+    if integers:
+        settle_(detector)
+        quantize_(detector.eval(), [scenes()[0]])
+    path = str(save(detector, tmp_path / "net.safetensors"))
+    want = short_number(count(detector, [(3, 64, 96)]).num_add)
+    status, out, err = run(capsys, "--model", path)
+    assert (status, err) == (0, "")
+    assert "3x64x96" in out
+    assert want in out
+    for shape in ("3,64,96", "1,3,64,96"):
+        status, given, _ = run(capsys, "--model", path, "--input", shape)
+        assert status == 0
+        assert want in given
+    assert run(capsys, "--model", path, "--input", "2,3,64,96")[0] == 0
 
 
 @pytest.mark.parametrize(

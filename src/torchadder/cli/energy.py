@@ -51,7 +51,7 @@ def energy(
         conv: "conv" for the CNN, "adder" for the adder net, or both, separated by a comma; default
             both. A checkpoint is counted as it is.
         input: Shape of the input, such as 1,3,32,32, or 3,800,1344 for a detector; by default one
-            image of the size the model is made for.
+            image of the size the model is made for, or the largest that a detector resizes to.
         num_classes: Number of classes, where the model's default is not wanted.
         dtype: Take the energy for this number format: float32, float16, bfloat16, int32 or int8.
         per_layer: Show every layer.
@@ -95,9 +95,7 @@ def energy(
     for name in _split(model):
         for kind in ["as saved"] if _is_checkpoint(name) else kinds:
             net, inputs = _build(name, kind, num_classes, shape)
-            reports.append(
-                (f"{name} ({kind})", inputs, count(net, _input(name, inputs), **options))
-            )
+            reports.append((f"{name} ({kind})", inputs, count(net, _input(net, inputs), **options)))
     if per_layer:
         for title, _, report in reports:
             print(f"\n{title}\n{report}")
@@ -138,7 +136,7 @@ def _show_papers(options: dict[str, Any], csv: str | None) -> None:
         for printed in PRINTED:
             if printed.group == group:
                 net = _build_printed(printed)
-                report = count(net, _input(printed.model, printed.input_shape), **options)
+                report = count(net, _input(net, printed.input_shape), **options)
                 pairs.append((printed, report))
         print(f"\n{group}\n{_beside_print(pairs)}")
         rows += [
@@ -243,7 +241,7 @@ def _build(
         elif isinstance(net, models.ImageClassifier):
             shape = (1, *net.image_shape)
         else:
-            shape = (3, 800, 1344) if _is_detector(name) else (1, 3, 224, 224)
+            shape = _largest_image(net) if _is_detector(net) else (1, 3, 224, 224)
     return net, shape
 
 
@@ -257,7 +255,7 @@ def _build_torchvision(name: str, num_classes: int | None) -> nn.Module:
 
     plain = name.removeprefix(TORCHVISION)
     arguments: dict[str, Any] = {} if num_classes is None else {"num_classes": num_classes}
-    if _is_detector(name):
+    if _takes_backbone(plain):
         arguments["weights_backbone"] = None
     try:
         return torchvision.models.get_model(plain, weights=None, **arguments)
@@ -283,19 +281,31 @@ def _convert(net: nn.Module, keep: tuple[str, ...]) -> None:
         torchadder.convert_(net, torchadder.AdderConfig(keep=keep))
 
 
-def _is_detector(name: str) -> bool:
-    if not name.startswith(TORCHVISION):
-        return False
+def _takes_backbone(name: str) -> bool:
+    """Whether a model of torchvision is one that would fetch a backbone's weights."""
     import torchvision
 
-    return name.removeprefix(TORCHVISION) in torchvision.models.list_models(
-        module=torchvision.models.detection
-    )
+    return name in torchvision.models.list_models(module=torchvision.models.detection)
 
 
-def _input(name: str, shape: tuple[int, ...]) -> Any:
+def _is_detector(net: nn.Module) -> bool:
+    """Whether the model is torchvision's or our detector, which resizes and pads its images."""
+    return hasattr(getattr(net, "transform", None), "size_divisible")
+
+
+def _largest_image(detector: Any) -> tuple[int, ...]:
+    """Return the largest shape that a detector brings an image to, padding included."""
+    transform = detector.transform
+    sides = (transform.min_size[-1], transform.max_size)
+    multiple = transform.size_divisible
+    return (3, *(-(-side // multiple) * multiple for side in sides))
+
+
+def _input(net: nn.Module, shape: tuple[int, ...]) -> Any:
     """Return the argument of the model: detectors take a list of images."""
-    return [shape] if _is_detector(name) else shape
+    if not _is_detector(net):
+        return shape
+    return [shape] if len(shape) == 3 else [shape[1:]] * shape[0]
 
 
 def _is_checkpoint(name: str) -> bool:
