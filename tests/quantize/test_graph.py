@@ -124,6 +124,17 @@ class Rows(nn.Module):
         return x + x.mean(2, keepdim=True).expand_as(x)
 
 
+class Does(nn.Module):
+    """What a function does."""
+
+    def __init__(self, what):
+        super().__init__()
+        self.what = what
+
+    def forward(self, x):
+        return self.what(x)
+
+
 @pytest.mark.parametrize(
     ("middle", "message"),
     [
@@ -139,6 +150,10 @@ class Rows(nn.Module):
         (Broadcast(), "middle: an addition of unequal shapes"),
         (Constant(), "middle: "),
         (Rows(), "middle: a mean over"),
+        (Does(F.dropout), r"middle: dropout in evaluation mode \(train=True\) cannot be done"),
+        (Does(F.dropout2d), r"middle: dropout in evaluation mode \(train=True\) cannot be done"),
+        (Does(lambda x: x[:1]), "middle: a part of the batch cannot be done"),
+        (Does(lambda x: x[..., 1:]), r"middle: aten.slice of \(4, 8, 8\) to \(4, 8, 7\) cannot"),
     ],
     ids=lambda value: type(value).__name__ if isinstance(value, nn.Module) else "",
 )
@@ -319,6 +334,25 @@ def test_adder_linear_layers():
     ]
     assert report.sqnr_db > 25
     assert net(images[:3]).shape == (3, 4)
+
+
+@pytest.mark.parametrize("dropout", [nn.Dropout(), nn.Dropout2d(), nn.Dropout2d(inplace=True)])
+def test_dropout_that_is_off_is_nothing(dropout):
+    graph = trace(Ends(dropout).eval(), torch.randn(2, 2, 8, 8))
+    assert [step.kind for step in graph.steps] == ["conv", "avg_pool"]
+
+
+def test_slices_of_everything_are_nothing():
+    thin = Does(lambda x: x[:, :, ::2, ::2][:, 0:4])
+    graph = trace(Ends(thin).eval(), torch.randn(2, 2, 8, 8))
+    assert [step.kind for step in graph.steps] == ["conv", "max_pool", "avg_pool"]
+    assert graph.steps[1].window.stride == (2, 2)
+
+
+def test_one_class_without_its_dimension_is_refused_by_name():
+    squeezed = nn.Sequential(nn.Flatten(), nn.Linear(4, 1), Does(lambda x: x.squeeze(1))).eval()
+    with pytest.raises(QuantizationError, match=r"^2: aten.squeeze of \(1,\) to \(\) cannot be"):
+        trace(squeezed, torch.randn(2, 1, 2, 2))
 
 
 class Outside(nn.Module):

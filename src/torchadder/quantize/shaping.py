@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 
 from torch import fx
 
@@ -78,7 +79,8 @@ def reshape(reader: Reader, node: fx.Node) -> None:
     """Changes of shape that keep the order of the values of an image of one pixel."""
     before, after = shape_of(node.args[0]), shape_of(node)
     value = reader.value(node.args[0], node)
-    if math.prod(before[1:]) == before[1] and math.prod(after[1:]) == after[1] == before[1]:
+    has_channels = len(after) > 1
+    if has_channels and math.prod(before[1:]) == math.prod(after[1:]) == before[1] == after[1]:
         reader.names[node] = value
         return
     if len(after) == 2 and after[1] == math.prod(before[1:]):
@@ -94,10 +96,22 @@ def reshape(reader: Reader, node: fx.Node) -> None:
 def thinned(reader: Reader, node: fx.Node) -> None:
     """Every so many rows or columns: a max pool of one pixel."""
     arguments = arguments_of(node)
-    dim, step = arguments["dim"], arguments["step"]
+    step, end = arguments["step"], arguments["end"]
     shape = shape_of(node.args[0])
-    whole = not arguments["start"] and (arguments["end"] or shape[dim]) >= shape[dim]
-    if step == 1 or len(shape) != 4 or dim not in (2, 3) or not whole:
+    dim = arguments["dim"] % len(shape)
+    is_open = end is None or (isinstance(end, int) and end >= sys.maxsize)
+    whole = is_open or (dim > 0 and isinstance(end, int) and end >= shape[dim])
+    whole &= arguments["start"] in (None, 0)
+    if whole and not is_open and dim > 1:
+        reader.takes_any_size = False
+    if whole and step == 1:
+        passes(reader, node)
+        return
+    if dim == 0:
+        raise QuantizationError(
+            f"{layer_of(node)}: a part of the batch cannot be done in integers, wanted all of it"
+        )
+    if len(shape) != 4 or dim == 1 or not whole:
         reshape(reader, node)
         return
     value = reader.value(arguments["self"], node)
@@ -131,6 +145,15 @@ def upsample(reader: Reader, node: fx.Node) -> None:
     reader.add(node, Step("upsample", layer_of(node), [value], node.name, factor=factor))
 
 
+def dropout(reader: Reader, node: fx.Node) -> None:
+    """Nothing in evaluation mode, unless a forward asks for it nevertheless."""
+    if arguments_of(node)["train"]:
+        raise QuantizationError(
+            f"{layer_of(node)}: dropout in evaluation mode (train=True) cannot be done in integers"
+        )
+    passes(reader, node)
+
+
 def passes(reader: Reader, node: fx.Node) -> None:
-    """Dropout in evaluation mode and the like."""
+    """What changes nothing."""
     reader.names[node] = reader.value(node.args[0], node)

@@ -37,8 +37,10 @@ _HANDLERS: dict[str, Handler] = {
     "aten.squeeze": shaping.reshape,
     "aten.slice": shaping.thinned,
     "aten.upsample_nearest2d": shaping.upsample,
-    "aten.dropout": shaping.passes,
-    "aten.dropout_": shaping.passes,
+    "aten.dropout": shaping.dropout,
+    "aten.dropout_": shaping.dropout,
+    "aten.feature_dropout": shaping.dropout,
+    "aten.feature_dropout_": shaping.dropout,
     "aten.contiguous": shaping.passes,
     "aten.alias": shaping.passes,
 }
