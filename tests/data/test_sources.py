@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from torchadder.data import DataError, ImageData
-from torchadder.data.sources import divide, open_source, stratified_rows
+from torchadder.data.sources import divide, open_source, split_to_evaluate, stratified_rows
 
 
 def test_digits_are_divided_class_by_class():
@@ -31,7 +31,38 @@ def test_parquet_splits_are_found_by_file_name(writer):
     assert {name: len(split) for name, split in source.splits.items()} == {"train": 24, "test": 12}
     assert source.class_names == ["0", "1", "2"]
     assert divide(source, None, 0.2)[1].name == "test"
-    assert divide(source, "train", 0.2)[1].name == "train"
+    assert divide(source, "test", 0.2)[0].name == "train"
+    with pytest.raises(DataError, match=r"val_split='train' are the images to train on; .* test"):
+        divide(source, "train", 0.2)
+
+
+@pytest.mark.parametrize("fraction", [-0.2, 0, 1, 1.5, float("nan")])
+def test_the_part_to_hold_out_is_checked(fraction):
+    with pytest.raises(DataError, match=r"data.val_fraction=\S+: between 0 and 1 is wanted"):
+        divide(open_source("mnist"), None, fraction)
+
+
+def test_what_is_evaluated_whole(writer):
+    path = writer.parquet("test.parquet")
+    source = open_source(str(writer.folder))
+    assert split_to_evaluate(source).name == "test"
+    path.rename(writer.folder / "train.parquet")
+    source = open_source(str(writer.folder))
+    assert len(split_to_evaluate(source)) == len(split_to_evaluate(source, "train")) == 12
+    with pytest.raises(DataError, match=r"data.val_split='dev': the data has train"):
+        split_to_evaluate(source, "dev")
+    source.splits["extra"] = source.splits["train"]
+    with pytest.raises(DataError, match=r"splits train, extra; data.val_split chooses one"):
+        split_to_evaluate(source)
+
+
+def test_training_images_are_not_decoded_to_evaluate(writer, png):
+    writer.parquet("train.parquet", images=[png(0)[:60]] * 3)
+    writer.parquet("test.parquet")
+    data = ImageData(str(writer.folder), evaluate_only=True, workers=0)
+    data.setup()
+    assert sum(len(labels) for _, labels in data.val_dataloader()) == 12
+    assert not hasattr(data, "train")
 
 
 def test_parquet_without_split_names_is_divided(writer):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 from typing import Any
 
@@ -19,7 +20,14 @@ from torchadder.data.images import (
     probe,
 )
 from torchadder.data.sampling import EpochSampler
-from torchadder.data.sources import DataError, divide, open_source
+from torchadder.data.sources import (
+    DataError,
+    ImageSource,
+    Split,
+    divide,
+    open_source,
+    split_to_evaluate,
+)
 from torchadder.data.streaming import (
     Stream,
     StreamBatches,
@@ -52,7 +60,11 @@ class ImageData(EpochData):
         label_column: Column of the labels; None finds it.
         num_classes: Number of classes; None takes it from the data.
         val_split: Split to validate on; None takes validation, else test, else a part of train.
-        val_fraction: That part.
+        val_fraction: That part; None is only for `evaluate_only`.
+        evaluate_only: Whether nothing is trained on: no training image is decoded, and there is no
+            `train`. `val` is what a training run would validate on. Where nothing of the source was
+            trained on, `val_fraction` is None, and where `val_split` is named, `val` is the split
+            that `split_to_evaluate` chooses, whole. `mean` and `std` are not measured.
         workers: Worker processes; None takes 0 for cached images, else one per CPU up to 4.
         cache_mb: Largest size of the decoded images kept in memory, in MiB.
         device_cache: Keep decoded images on the device that trains and make the batches there, the
@@ -93,7 +105,8 @@ class ImageData(EpochData):
         label_column: str | None = None,
         num_classes: int | None = None,
         val_split: str | None = None,
-        val_fraction: float = 0.2,
+        val_fraction: float | None = 0.2,
+        evaluate_only: bool = False,
         workers: int | None = None,
         cache_mb: int = 1024,
         device_cache: bool | str = "auto",
@@ -114,6 +127,7 @@ class ImageData(EpochData):
         self.wanted_classes = num_classes
         self.val_split = val_split
         self.val_fraction = val_fraction
+        self.evaluate_only = evaluate_only
         self.workers = workers
         self.cache_mb = cache_mb
         self.device_cache = device_cache
@@ -132,16 +146,17 @@ class ImageData(EpochData):
         columns = {"image_column": self.image_column, "label_column": self.label_column}
         if self.streaming:
             stream, source = open_stream(self.source, **columns, num_classes=self.wanted_classes)
-            stream.first_rows()
+            if not self.evaluate_only:
+                stream.first_rows()
             source.splits["train"] = stream.split
             self._stream = stream
         else:
             source = open_source(self.source, **columns, num_classes=self.wanted_classes)
-        train, val = divide(source, self.val_split, self.val_fraction)
+        train, val = self._divide(source)
         self.class_names = source.class_names
         self.num_classes = len(source.class_names)
 
-        channels, height, width = probe(train)
+        channels, height, width = probe(val if train is None else train)
         whole_images = self.augment == "resized_crop_flip"
         if self.image_size is not None:
             height = width = self.image_size
@@ -162,7 +177,8 @@ class ImageData(EpochData):
 
         strict = self.image_size is None
         image_bytes = channels * height * width
-        fits = (len(train) + len(val)) * image_bytes <= self.cache_mb * 2**20
+        num_images = len(val) + (0 if train is None else len(train))
+        fits = num_images * image_bytes <= self.cache_mb * 2**20
         is_kept = fits and not whole_images and not self.streaming
         if self.device_cache is True and self.streaming:
             raise DataError("data.device_cache=true keeps all images, data.streaming none")
@@ -170,18 +186,32 @@ class ImageData(EpochData):
             raise DataError(
                 f"data.device_cache=true wants decoded images of at most data.cache_mb="
                 f"{self.cache_mb} MiB and data.augment {', '.join(AUGMENTATIONS)}; these take "
-                f"{(len(train) + len(val)) * image_bytes / 2**20:.0f} MiB, augment={self.augment}"
+                f"{num_images * image_bytes / 2**20:.0f} MiB, augment={self.augment}"
             )
-        train_cache = decode_all(train, blank, strict=strict) if is_kept else None
         val_cache = decode_all(val, blank, strict=strict) if fits else None
-        mean, std = self._statistics(train_cache, train, blank)
-        self.preprocess = Preprocess(channels, height, width, resize, mean, std)
+        if train is None:
+            mean, std = tuple(self.mean or blank.mean), tuple(self.std or blank.std)
+            self.preprocess = dataclasses.replace(blank, mean=mean, std=std)
+        else:
+            train_cache = decode_all(train, blank, strict=strict) if is_kept else None
+            mean, std = self._statistics(train_cache, train, blank)
+            self.preprocess = dataclasses.replace(blank, mean=mean, std=std)
+            self.train = Images(
+                train, self.preprocess, augment=self.augment, seed=self.seed, cache=train_cache
+            )
         self.image_shape = (channels, height, width)
-        self.train = Images(
-            train, self.preprocess, augment=self.augment, seed=self.seed, cache=train_cache
-        )
         self.val = Images(val, self.preprocess, cache=val_cache)
         self._is_open = True
+
+    def _divide(self, source: ImageSource) -> tuple[Split | None, Split]:
+        """The training split, where one is wanted, and the validation split."""
+        is_whole = self.val_split is not None or self.val_fraction is None
+        if self.evaluate_only and is_whole:
+            return None, split_to_evaluate(source, self.val_split)
+        if self.val_fraction is None:
+            raise DataError("data.val_fraction=None: between 0 and 1 is wanted")
+        train, val = divide(source, self.val_split, self.val_fraction)
+        return (None if self.evaluate_only else train), val
 
     def _statistics(
         self, cache: torch.Tensor | None, train: Any, blank: Preprocess
@@ -257,10 +287,11 @@ class ImageData(EpochData):
         """Whether the images of both splits are to be kept on the device that computes."""
         if self.device_cache != "auto":
             return bool(self.device_cache)
-        if device.type != "cuda" or self.train.cache is None or self.augment not in AUGMENTATIONS:
+        splits = [self.val] if self.evaluate_only else [self.train, self.val]
+        if device.type != "cuda" or splits[0].cache is None or self.augment not in AUGMENTATIONS:
             return False
         free, _ = torch.cuda.mem_get_info(device)
-        return 4 * (bytes_on_device(self.train) + bytes_on_device(self.val)) <= free
+        return 4 * sum(bytes_on_device(images) for images in splits) <= free
 
 
 def _identity(batch: Any) -> Any:

@@ -164,11 +164,18 @@ def divide(source: ImageSource, val_split: str | None, val_fraction: float) -> t
         val_fraction: That part.
 
     Raises:
-        DataError: If a split is missing or empty.
+        DataError: If a split is missing or empty, `val_split` is the training split, or
+            `val_fraction` is no part.
     """
     splits = source.splits
-    if val_split is not None and val_split not in splits:
-        raise DataError(f"data.val_split={val_split!r}: the data has {', '.join(splits)}")
+    _check_split(splits, val_split)
+    if val_split == "train":
+        raise DataError(
+            "data.val_split='train' are the images to train on; another split of "
+            f"{', '.join(splits)} is wanted, or none"
+        )
+    if not 0 < val_fraction < 1:
+        raise DataError(f"data.val_fraction={val_fraction}: between 0 and 1 is wanted")
     held_out = val_split or next((name for name in ("validation", "test") if name in splits), None)
     remaining = [name for name in splits if name != held_out]
     train_name = "train" if "train" in remaining else next(iter(remaining), None)
@@ -184,6 +191,32 @@ def divide(source: ImageSource, val_split: str | None, val_fraction: float) -> t
         if len(split) == 0:
             raise DataError(f"split {split.name!r} is empty")
     return train, val
+
+
+def split_to_evaluate(source: ImageSource, name: str | None = None) -> Split:
+    """The split to evaluate on, whole, where nothing of the source was trained on.
+
+    Args:
+        source: The data set.
+        name: Its name; None: "validation", else "test", else the only one.
+
+    Raises:
+        DataError: If there is none of that name, or the name is wanted.
+    """
+    splits = source.splits
+    _check_split(splits, name)
+    usual = [name] if name is not None else ["validation", "test"]
+    chosen = [split for split in usual if split in splits] or list(splits)
+    if len(splits) > 1 and chosen[0] not in usual:
+        raise DataError(
+            f"the data has the splits {', '.join(splits)}; data.val_split chooses one to evaluate"
+        )
+    return splits[chosen[0]]
+
+
+def _check_split(splits: dict[str, Split], name: str | None) -> None:
+    if name is not None and name not in splits:
+        raise DataError(f"data.val_split={name!r}: the data has {', '.join(splits)}")
 
 
 def stratified_rows(labels: np.ndarray, fraction: float) -> tuple[np.ndarray, np.ndarray]:

@@ -17,9 +17,10 @@ import torchadder
 from torchadder import energy
 from torchadder.checkpoint import CheckpointError, read_info
 from torchadder.data import DataError, ImageData, Preprocess, decode
+from torchadder.data.images import decode_all
 from torchadder.data.sources import IMAGE_SUFFIXES
 from torchadder.tasks import Classification
-from torchadder.training.recipe import DataConfig, check_keys
+from torchadder.training.recipe import DataConfig, RecipeError, check_keys
 from torchadder.training.validation import validate
 from torchadder.training.weights import weights_of
 
@@ -120,7 +121,7 @@ def evaluate(
         DataError: If the images cannot be used or have other classes.
     """
     net = open_checkpoint(checkpoint)
-    images = images_for(net, data, batch_size=batch_size)
+    images = images_for(net, data, batch_size=batch_size, evaluate_only=True)
     open_images(images, net)
     task = Classification(net.model, num_classes=len(net.class_names))
     loader = images.val_dataloader()
@@ -142,7 +143,11 @@ def evaluate(
 
 
 def images_for(
-    net: Classifier, data: dict[str, Any] | None = None, *, batch_size: int = 256
+    net: Classifier,
+    data: dict[str, Any] | None = None,
+    *,
+    batch_size: int = 256,
+    evaluate_only: bool = False,
 ) -> ImageData:
     """The images that a net was trained with, or others like them, not opened yet.
 
@@ -150,15 +155,29 @@ def images_for(
         net: The net.
         data: Keys of the recipe's section `data` to replace.
         batch_size: Images per batch.
+        evaluate_only: Whether no training images are wanted beside those to evaluate on. Another
+            source, or a split that is named, is evaluated whole then.
 
     Raises:
-        RecipeError: If `data` has an unknown key.
+        CheckpointError: If the net's own section `data` has an unknown key.
+        RecipeError: If `data` has one.
     """
-    check_keys(data or {}, "data", DataConfig, "data.")
+    data = dict(data or {})
+    check_keys(data, "data", DataConfig, "data.")
+    try:
+        check_keys(net.data, str(net.path), DataConfig, "data.")
+    except RecipeError as error:
+        raise CheckpointError(str(error)) from error
+    is_other = data.get("source", net.data.get("source")) != net.data.get("source")
+    if is_other:
+        # How the training images were read and divided says nothing about others.
+        data = {"val_split": None, "streaming": False} | data
+    if evaluate_only and (is_other or data.get("val_split") is not None):
+        data = {"val_fraction": None, "streaming": False} | data
     # The checkpoint's own mean and standard deviation are put in once the images are known to fit.
     fixed = {"batch_size": batch_size, "eval_batch_size": None, "device_cache": "auto"}
     fixed |= {"augment": "none", "mean": None, "std": None}
-    return ImageData(**net.data | fixed | (data or {}))
+    return ImageData(**net.data | fixed | data, evaluate_only=evaluate_only)
 
 
 def open_images(images: ImageData, net: Classifier) -> None:
@@ -170,6 +189,8 @@ def open_images(images: ImageData, net: Classifier) -> None:
     images.setup()
     _check_images(images, net)
     images.val.preprocess = net.preprocess
+    if images.val.cache is not None and images.preprocess.resize != net.preprocess.resize:
+        images.val.cache = decode_all(images.val.split, net.preprocess, strict=False)
 
 
 def predict(

@@ -86,7 +86,7 @@ def open_target(
     source = None if transfer is None else open_checkpoint(transfer)
     if source is not None:
         _check_transfer(source, net)
-    images = images_for(net, data)
+    images = images_for(net, data, evaluate_only=True)
     open_images(images, net)
     if not 1 <= num_images <= len(images.val):
         raise DataError(
