@@ -232,6 +232,70 @@ def test_narrow_integers_are_narrow(calibration):
     assert {one.bits for one in ranges} == {4, 8}
 
 
+class Normed(nn.Module):
+    """A norm before the first layer, a ReLU, a pool and a mean behind the last one."""
+
+    def __init__(self):
+        super().__init__()
+        self.norm = nn.BatchNorm2d(3)
+        self.first = nn.Conv2d(3, 4, 3)
+        self.middle = nn.Conv2d(4, 4, 3)
+        self.last = nn.Conv2d(4, 2, 3)
+
+    def forward(self, x):
+        y = self.middle(F.relu(self.first(self.norm(x))))
+        return F.max_pool2d(F.relu(self.last(y)), 2).mean((2, 3))
+
+
+def test_first_and_last_layer_are_found_through_norms_and_pools():
+    torch.manual_seed(0)
+    net, data = Normed().eval(), torch.randn(8, 3, 16, 16)
+    wanted = net(data).detach()
+    calibration = Calibration(net, [data])
+    _, ranges = calibration.lower(Int8Config(bits=4))
+    assert [(one.layer, one.bits) for one in ranges] == [("first", 8), ("middle", 4), ("last", 8)]
+    for ends in ({"first": "float"}, {"last": "float"}, {"first": "float", "last": "float"}):
+        program, _ = calibration.lower(Int8Config(**ends))
+        assert program.float_layers == tuple(ends)
+        found = IntegerNet(program)(data)
+        assert 10 * torch.log10(wanted.square().sum() / (found - wanted).square().sum()) > 30
+
+
+def test_ends_in_float_that_a_net_does_not_have_are_refused():
+    net = nn.Sequential(ta.nn.Adder2d(3, 4, 3), nn.Flatten()).eval()
+    with pytest.raises(QuantizationError, match="first = float: no convolution reads the images"):
+        ta.quantize_(net, [images()], Int8Config(first="float"))
+    with pytest.raises(QuantizationError, match="last = float: no convolution or linear layer"):
+        ta.quantize_(net, [images()], Int8Config(last="float"))
+
+
+class Chain(nn.Module):
+    """What a layer makes is an output and is read again, by the layer itself or by another."""
+
+    def __init__(self, *, is_shared):
+        super().__init__()
+        self.one = nn.Conv2d(3, 3, 3, padding=1)
+        self.two = self.one if is_shared else nn.Conv2d(3, 3, 3, padding=1)
+
+    def forward(self, x):
+        y = self.one(x)
+        return y, self.two(y)
+
+
+@pytest.mark.parametrize(
+    ("is_shared", "config"),
+    [(True, Int8Config()), (False, Int8Config(first="float")), (False, Int8Config(last="float"))],
+    ids=["shared", "first", "last"],
+)
+def test_outputs_that_are_read_again(is_shared, config):
+    torch.manual_seed(0)
+    net, data = Chain(is_shared=is_shared).eval(), torch.randn(8, 3, 8, 8)
+    wanted = [value.detach() for value in net(data)]
+    ta.quantize_(net, [data], config)
+    for one, two in zip(net(data), wanted, strict=True):
+        assert 10 * torch.log10(two.square().sum() / (one - two).square().sum()) > 30
+
+
 def test_first_and_last_layer_in_float():
     net, images = small_resnet()
     wanted = net(images).detach()

@@ -33,6 +33,10 @@ from torchadder.quantize.grouping import kmeans
 from torchadder.quantize.ranges import Histogram, choose
 
 
+_TAIL = (*PASSING, "avg_pool", "affine")
+"""Kinds of steps without filters: a layer of which only they come before the logits is the last."""
+
+
 @dataclass(frozen=True)
 class Part:
     """Filters of a layer that share a grid."""
@@ -55,7 +59,8 @@ class Choice:
             that they compute with.
 
     Raises:
-        QuantizationError: If a value is always zero.
+        QuantizationError: If a value is always zero, or the first or last layer is to stay in float
+            and is no convolution.
     """
 
     def __init__(
@@ -66,6 +71,7 @@ class Choice:
         self.makers = {step.output: step for step in graph.steps}
         self.grids: dict[str, Grid] = {}
         self.parts: dict[str, list[Part]] = {}
+        self._check_ends()
         for value in [graph.input, *self.makers]:
             if self.root(value) == value:
                 self._choose_grids(value)
@@ -80,19 +86,49 @@ class Choice:
         return MAX_BITS if at_an_end else self.config.bits
 
     def is_first(self, step: Step) -> bool:
-        """Whether a layer reads the images."""
-        return self.root(step.inputs[0]) == self.root(self.graph.input)
+        """Whether a layer reads the images, maybe with a factor and a shift for each channel."""
+        value = self.root(step.inputs[0])
+        maker = self.makers.get(value)
+        while maker is not None and maker.kind == "affine":
+            value = self.root(maker.inputs[0])
+            maker = self.makers.get(value)
+        return value == self.root(self.graph.input)
 
     def is_last(self, step: Step) -> bool:
-        """Whether a layer makes logits."""
-        return step.output in self.graph.outputs
+        """Whether a layer, in any of its uses, makes logits, maybe through pools and the like."""
+        return any(self._is_output(use.output) for use in self._uses(step))
 
     def is_float(self, step: Step) -> bool:
         """Whether a layer stays in float."""
-        first = self.is_first(step) and self.config.first == "float"
-        last = self.is_last(step) and self.config.last == "float"
-        last &= not self.graph.readers(step.output)
-        return step.kind == "conv" and len(step.inputs) == 1 and (first or last)
+        if step.kind != "conv" or len(step.inputs) > 1:
+            return False
+        first = self.config.first == "float" and self.is_first(step)
+        return first or (self.config.last == "float" and self._is_only_last(step))
+
+    def _is_only_last(self, step: Step) -> bool:
+        """Whether nothing with filters reads what a last layer makes."""
+        readers = [one for use in self._uses(step) for one in self.graph.readers(use.output)]
+        return self.is_last(step) and all(one.kind in _TAIL for one in readers)
+
+    def _is_output(self, value: str) -> bool:
+        return value in self.graph.outputs or any(
+            step.kind in _TAIL and self._is_output(step.output)
+            for step in self.graph.readers(value)
+        )
+
+    def _uses(self, step: Step) -> list[Step]:
+        """All steps that use a layer."""
+        first = self.sharing.first
+        layer = first.get(step.output, step)
+        return [one for one in self.graph.steps if first.get(one.output, one) is layer]
+
+    def _check_ends(self) -> None:
+        """Refuses a choice without any effect."""
+        layers = [step for step in self.graph.steps if self.is_float(step)]
+        if self.config.first == "float" and not any(map(self.is_first, layers)):
+            raise QuantizationError("first = float: no convolution reads the images")
+        if self.config.last == "float" and not any(map(self._is_only_last, layers)):
+            raise QuantizationError("last = float: no convolution or linear layer makes the logits")
 
     def is_wide(self, step: Step) -> bool:
         """Whether what a layer makes keeps more than 8 bits for the group norms behind it."""

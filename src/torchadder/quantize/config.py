@@ -29,9 +29,10 @@ class Int8Config:
             leaves the layer whole. The NeurIPS 2022 paper uses 4.
         clamp: Whether filters of adder layers are cut to the range of what they read, and what is
             cut off becomes part of the bias. Otherwise one range covers both.
-        first: Whether convolutions that read the images compute in "int8" or in "float".
-        last: Likewise, whether those that make the logits do. A net with layers in float cannot be
-            exported.
+        first: Whether convolutions that read the images, maybe behind a norm, compute in "int8" or
+            in "float". A net that begins with other layers is refused with "float".
+        last: Likewise, whether those that make the logits do, maybe with pools behind them. A net
+            with layers in float cannot be exported.
 
     Raises:
         ValueError: If a value is out of range.

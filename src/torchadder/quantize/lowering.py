@@ -241,7 +241,7 @@ class _Lowering:
         """The value that a layer makes: bytes, or integers for logits and for group norms."""
         if self.choice.is_wide(step):
             return self._integers(step.output, step.output, NORM_STEPS)
-        if self.choice.is_last(step) and not self.graph.readers(step.output):
+        if not self.graph.readers(step.output):
             return self._integers(step.output, step.output, LOGIT_STEPS)
         return self._value(step.output)
 
@@ -381,7 +381,8 @@ class _Lowering:
         assert step.window is not None
         assert step.scale is not None
         assert step.shift is not None
-        result = self._value(step.output, "float32" if self.choice.is_last(step) else "uint8")
+        makes_logits = not self.graph.readers(step.output)
+        result = self._value(step.output, "float32" if makes_logits else "uint8")
         if self._use_again(step, name, self.values[step.inputs[0]], result):
             return
         weight = step.weight.double() * step.scale[:, None, None, None]

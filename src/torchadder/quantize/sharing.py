@@ -87,6 +87,7 @@ def _is_one_layer(one: Step, two: Step, graph: FloatGraph) -> bool:
         and (one.kind, one.relu, one.window, one.num_groups, one.eps)
         == (two.kind, two.relu, two.window, two.num_groups, two.eps)
         and (one.output in graph.outputs) == (two.output in graph.outputs)
+        and bool(graph.readers(one.output)) == bool(graph.readers(two.output))
         and is_wide(one, graph) == is_wide(two, graph)
         and _reads_wide(one, graph) == _reads_wide(two, graph)
     )
