@@ -4,10 +4,13 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+import torch
 
 import torchadder
+from torchadder.ops import cpu, gpu
 
 KERNEL_TESTS = Path(__file__).with_name("test_kernels.py")
 ROOT = Path(__file__).parents[2]
@@ -104,6 +107,35 @@ def test_unknown_word_in_the_environment_is_an_error(variable, value, message):
         text=True,
     )
     assert f"{variable} {message}" in result.stderr
+
+
+def test_the_page_names_every_word_of_the_environment():
+    page = (ROOT / "docs/operator.md").read_text(encoding="utf-8")
+    table = page[page.index("| `TORCHADDER_BACKEND` |") :].partition("| `TORCHADDER_CPU")[0]
+    named = [row.split("|")[2].strip(" `") for row in table.strip().splitlines()]
+    assert sorted(named) == sorted(cpu._BACKENDS)
+
+
+@pytest.mark.parametrize(
+    ("choice", "dtype", "device", "is_triton"),
+    [
+        ("auto", torch.float32, "cuda", True),
+        ("auto", torch.float64, "cuda", False),
+        ("auto", torch.float32, "mps", False),
+        ("auto", torch.float32, "cpu", False),
+        ("cpu", torch.float32, "cuda", False),
+        ("reference", torch.float32, "cuda", False),
+        ("triton", torch.float32, "cpu", True),
+        ("triton", torch.float64, "cpu", False),
+    ],
+)
+def test_which_tensors_the_triton_kernels_serve(choice, dtype, device, is_triton, monkeypatch):
+    """The section "Backends" of docs/operator.md, on tensors that this machine need not have."""
+    monkeypatch.setattr(gpu, "backend", lambda: choice)
+    monkeypatch.setattr(gpu, "_kernels", lambda: gpu)
+    monkeypatch.setattr(gpu, "_supports", lambda index: True)
+    tensor = SimpleNamespace(dtype=dtype, device=torch.device(device))
+    assert (gpu.kernels(tensor) is gpu) == is_triton
 
 
 def test_this_installation_has_the_kernels():
