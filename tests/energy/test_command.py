@@ -116,6 +116,11 @@ def test_checkpoint_of_a_detector(capsys, tmp_path, integers):
         (["--model", "resnet20", "--num-classes", "0"], "num_classes must be an integer"),
         (["--model", "resnet20", "--csv", "/nowhere/x.csv"], "/nowhere/x.csv"),
         (["--conv", "adder"], "--conv needs --model"),
+        (["--model", " ,"], "model must be at least one name, got ' ,'"),
+        (
+            ["--model", "torchvision.raft_small", "--num-classes", "5"],
+            "num_classes = 5: torchvision's raft_small has no classes",
+        ),
     ],
 )
 def test_errors_are_one_line(capsys, arguments, message):

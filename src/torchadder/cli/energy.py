@@ -91,8 +91,11 @@ def energy(
     for kind in kinds:
         if kind not in models.CONVOLUTIONS:
             raise ValueError(f"conv must be {' or '.join(models.CONVOLUTIONS)}, got {kind!r}")
+    names = _split(model)
+    if not names:
+        raise ValueError(f"model must be at least one name, got {model!r}")
     reports: list[tuple[str, tuple[int, ...], EnergyReport]] = []
-    for name in _split(model):
+    for name in names:
         for kind in ["as saved"] if _is_checkpoint(name) else kinds:
             net, inputs = _build(name, kind, num_classes, shape)
             reports.append((f"{name} ({kind})", inputs, count(net, _input(net, inputs), **options)))
@@ -261,6 +264,11 @@ def _build_torchvision(name: str, num_classes: int | None) -> nn.Module:
         return torchvision.models.get_model(plain, weights=None, **arguments)
     except ValueError as error:
         raise ValueError(f"torchvision has no model {plain!r}") from error
+    except TypeError as error:
+        if num_classes is None or "num_classes" not in str(error):
+            raise
+        message = f"num_classes = {num_classes}: torchvision's {plain} has no classes"
+        raise ValueError(message) from error
 
 
 def _build_printed(printed: PrintedCount) -> nn.Module:
