@@ -3,6 +3,7 @@
 import json
 import shutil
 import subprocess
+import warnings
 
 import pytest
 import torch
@@ -206,6 +207,55 @@ def test_layers_left_in_float_are_named(net, digits, tmp_path):
     with pytest.raises(TypeError, match="net must be an IntegerNet"):
         to_c(net, tmp_path / "net")
     assert list(tmp_path.iterdir()) == []
+
+
+class Maps(torch.nn.Module):
+    """A net of maps, or of one number for each class of an enlarged map."""
+
+    def __init__(self, num_outputs=1, *, is_enlarged=False):
+        super().__init__()
+        self.conv = torch.nn.Conv2d(1, 2, 3)
+        self.up = torch.nn.Upsample(scale_factor=2) if is_enlarged else None
+        self.heads = torch.nn.ModuleList(torch.nn.Conv2d(2, 3, 1) for _ in range(num_outputs))
+
+    def forward(self, x):
+        x = self.conv(x)
+        if self.up is not None:
+            return self.heads[0](self.up(x)).mean((2, 3))
+        outputs = [head(x) for head in self.heads]
+        return outputs if len(outputs) > 1 else outputs[0]
+
+
+@pytest.mark.parametrize(
+    ("model", "message"),
+    [
+        (Maps(), "the net makes a map; C is written for nets that make one number for each class"),
+        (Maps(2), "the net makes 2 outputs; C is written for nets that make one number"),
+        (Maps(is_enlarged=True), "enlarging cannot be exported to C: up"),
+    ],
+)
+def test_nets_for_which_no_c_is_written(model, message, tmp_path):
+    torch.manual_seed(0)
+    program, _ = ta.quantize.quantize(model.eval(), [torch.rand(4, 1, 6, 6)])
+    with pytest.raises(ExportError, match=message):
+        to_c(program, tmp_path / "net", mean=[0.0], std=[1.0])
+
+
+def test_an_integer_net_as_a_program_of_torch(tmp_path):
+    from small_programs import every_step
+
+    net = IntegerNet(every_step()).eval()
+    images = torch.randn(4, 3, 16, 16)
+    path = ta.export.to_torch(net, tmp_path / "net.pt2", images[:1])
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        program = torch.export.load(path)
+    with torch.no_grad():
+        want = net(images)
+        assert torch.equal(program.module()(images), want)
+    assert len(want.unique(dim=0)) == 4
+    operators = {str(node.target) for node in program.graph.nodes}
+    assert "torchadder.adder2d_int8_requantised.default" in operators
 
 
 # Folders ------------------------------------------------------------------------------------------

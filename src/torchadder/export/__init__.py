@@ -1,6 +1,6 @@
 """Trained nets as files that need no Python: programs of torch, ONNX models, C source.
 
-`traced` writes a float net down with `torch.export`, `onnx_model` translates that, and `c` makes
+`traced` writes a net down with `torch.export`, `onnx_model` translates that, and `c` makes
 C99 of an integer net (`torchadder.quantize_`). How nets are trained or quantised is not known here.
 """
 

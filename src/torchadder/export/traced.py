@@ -79,11 +79,11 @@ def to_torch(
     dynamic_batch: bool = True,
     dynamic_size: bool = False,
 ) -> Path:
-    """Write a float net as a program of `torch.export`.
+    """Write a net, in float or in integers, as a program of `torch.export`.
 
     `torch.export.load(path).module()` runs it, without the Python code of the model; it needs
-    `import torchadder` for the operator `torchadder::adder2d`. The file appears under its name only
-    when it is complete.
+    `import torchadder` for our operators, such as `torchadder::adder2d`. The file appears under its
+    name only when it is complete.
 
     Args:
         model: A net that takes one tensor, in evaluation mode.

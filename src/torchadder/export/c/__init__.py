@@ -162,9 +162,9 @@ def _check(program: Program) -> None:
         names = ", ".join(program.float_layers)
         raise ExportError(f"layers left in float cannot be exported to C: {names}")
     if len(program.outputs) > 1 or program.output.is_map:
+        made = "a map" if len(program.outputs) == 1 else f"{len(program.outputs)} outputs"
         raise ExportError(
-            f"the net makes {len(program.outputs)} outputs; C is written for nets that make one "
-            "number for each class"
+            f"the net makes {made}; C is written for nets that make one number for each class"
         )
     enlarged = [step.name for step in program.steps if isinstance(step, Upsample)]
     if enlarged:
