@@ -5,6 +5,7 @@ import subprocess
 import sys
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -134,7 +135,7 @@ def test_which_tensors_the_triton_kernels_serve(choice, dtype, device, is_triton
     monkeypatch.setattr(gpu, "backend", lambda: choice)
     monkeypatch.setattr(gpu, "_kernels", lambda: gpu)
     monkeypatch.setattr(gpu, "_supports", lambda index: True)
-    tensor = SimpleNamespace(dtype=dtype, device=torch.device(device))
+    tensor: Any = SimpleNamespace(dtype=dtype, device=torch.device(device))
     assert (gpu.kernels(tensor) is gpu) == is_triton
 
 
