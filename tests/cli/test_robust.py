@@ -72,6 +72,12 @@ def fails(capsys, *argv):
     return err.removeprefix("torchadder: error: ").strip()
 
 
+@pytest.mark.parametrize("option", [[], ["--robust"]])
+def test_threads_are_checked_first(adder, capsys, option):
+    message = "--threads = 0: at least 1 is wanted"
+    assert fails(capsys, adder, *option, "--threads", 0) == message
+
+
 def test_what_it_leaves_and_prints(adder, cnn, capsys, tmp_path):
     argv = [
         *QUICK,

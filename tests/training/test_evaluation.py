@@ -92,3 +92,9 @@ def test_data_of_a_checkpoint_with_an_unknown_key(tmp_path, own):
     net = net_of(tmp_path, {"source": own, "colour": "grey"})
     with pytest.raises(CheckpointError, match=r"net.safetensors: .*data.colour"):
         images_for(net)
+
+
+def test_threads_are_counted_from_one(tmp_path, own):
+    net = net_of(tmp_path, {"source": own})
+    with pytest.raises(ValueError, match="threads must be at least 1, got 0"):
+        evaluate(net.path, threads=0)

@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from torchadder.cli import UserError, detectors, robust
+from torchadder.cli import UserError, detectors, robust, set_threads
 
 if TYPE_CHECKING:
     from jsonargparse import ArgumentParser
@@ -49,6 +49,7 @@ def run(args: Any) -> None:
     given = {key: args.data[key] for key in _DATA_OPTIONS if args.data[key] is not None}
     if args.batch_size is not None and args.batch_size < 1:
         raise UserError(f"--batch_size = {args.batch_size}: at least 1 is wanted")
+    set_threads(args.threads)
     if args.robust:
         robust.run(args, given)
         return

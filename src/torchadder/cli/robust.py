@@ -98,12 +98,8 @@ def refuse_options(args: Any) -> None:
 def run(args: Any, data: dict[str, Any]) -> None:
     """Attacks, prints the table, writes the folder."""
     options = _options(args)
-    import torch
-
     from torchadder.training.robust_evaluation import evaluate_robustness, open_target
 
-    if args.threads is not None:
-        torch.set_num_threads(args.threads)
     target = open_target(
         args.checkpoint,
         data,

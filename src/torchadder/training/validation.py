@@ -30,7 +30,10 @@ def validate(
 
     Raises:
         RecipeError: If there is no such accelerator.
+        ValueError: If `threads` is below 1.
     """
+    if threads is not None and threads < 1:
+        raise ValueError(f"threads must be at least 1, got {threads}")
     before = torch.get_num_threads()
     try:
         if threads is not None:
