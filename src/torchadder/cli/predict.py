@@ -36,6 +36,8 @@ def run(args: Any) -> None:
         raise UserError(f"--top = {args.top}: at least 1 is wanted")
     if args.csv is not None and Path(args.csv).exists():
         raise UserError(f"--csv {args.csv!r}: the file exists and is not overwritten")
+    if args.csv is not None and not Path(args.csv).parent.is_dir():
+        raise UserError(f"--csv {args.csv!r}: there is no folder {str(Path(args.csv).parent)!r}")
     from rich.progress import Progress
 
     from torchadder.training.evaluation import (
