@@ -9,7 +9,7 @@ import torch
 
 from torchadder.data import DataError, ImageData, Preprocess, decode
 from torchadder.data.detection.pictures import size_of
-from torchadder.data.images import draw, measure, mix, random_crop, random_flip
+from torchadder.data.images import channels_of, draw, measure, mix, random_crop, random_flip
 from torchadder.data.sampling import EpochSampler
 
 
@@ -137,6 +137,47 @@ def test_sixteen_bits_are_scaled_not_clipped():
     image = PIL.Image.fromarray(np.full((4, 4), 0x8000, dtype=np.uint16))
     preprocess = Preprocess(1, 4, 4, None, (0.0,), (1.0,))
     assert preprocess.pixels(image).unique().tolist() == [0x80]
+
+
+def encoded(array, format="TIFF"):
+    file = io.BytesIO()
+    PIL.Image.fromarray(array).save(file, format)
+    return file.getvalue()
+
+
+def test_wide_whole_numbers_are_scaled_or_refused():
+    preprocess = Preprocess(1, 4, 4, None, (0.0,), (1.0,))
+    image = decode(encoded(np.full((4, 4), 0xFFFF, dtype=np.int32)))
+    assert image.mode == "I"
+    assert preprocess.pixels(image).unique().tolist() == [0xFF]
+    with pytest.raises(
+        DataError, match=r"^holds values of 70000 \.\. 70000, 0 \.\. 65535 are wante"
+    ):
+        decode(encoded(np.full((4, 4), 70000, dtype=np.int32)))
+    with pytest.raises(DataError, match=r"^holds values of -1 "):
+        preprocess.pixels(PIL.Image.fromarray(np.full((4, 4), -1, dtype=np.int32)))
+
+
+def test_floating_point_images_are_scaled_or_refused():
+    preprocess = Preprocess(1, 4, 4, None, (0.0,), (1.0,))
+    image = decode(encoded(np.full((4, 4), 0.2, dtype=np.float32)))
+    assert image.mode == "F"
+    assert preprocess.pixels(image).unique().tolist() == [51]
+    for value in (200.0, -0.5, float("nan")):
+        with pytest.raises(DataError, match=r"^holds values of .*, 0 \.\. 1 are wanted .* mode F$"):
+            decode(encoded(np.array([[0.5, value]], dtype=np.float32)))
+
+
+@pytest.mark.parametrize("mode", ["1", "L", "LA", "I", "I;16", "I;16B", "F"])
+def test_modes_that_are_grey(mode):
+    assert channels_of(PIL.Image.new(mode, (2, 2))) == 1
+    assert channels_of(PIL.Image.new("RGB", (2, 2))) == 3
+
+
+@pytest.mark.parametrize("seed", [-1, 2**64])
+def test_the_range_of_the_seed(seed):
+    with pytest.raises(ValueError, match=rf"seed must be 0 .. 2\*\*64 - 1, got {seed}"):
+        ImageData(seed=seed)
 
 
 @pytest.mark.parametrize(("size", "resize"), [((40, 20), None), ((20, 40), 12), ((5, 7), None)])

@@ -167,6 +167,13 @@ def test_image_folder_with_splits(writer):
         open_source(str(writer.folder))
 
 
+def test_two_folders_of_one_split_are_refused(writer):
+    for split in ("train", "val", "validation"):
+        writer.image(f"{split}/cat/0.png")
+    with pytest.raises(DataError, match=r"'val' and 'validation' are both the split 'validation'"):
+        open_source(str(writer.folder))
+
+
 def test_empty_class_folder_is_named(writer):
     writer.image("cat/0.png")
     (writer.folder / "eel").mkdir()
@@ -179,6 +186,7 @@ def test_empty_class_folder_is_named(writer):
     [
         ("./nowhere", "no such folder"),
         ("/no/where/at/all", "no such folder"),
+        ("", "data.source='': a folder, a hub id or 'mnist' is wanted"),
     ],
 )
 def test_missing_folder(source, message):

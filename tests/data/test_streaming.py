@@ -2,6 +2,7 @@ import itertools
 import shutil
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
@@ -176,9 +177,27 @@ def test_a_grey_stream_measures_its_first_images(writer, png):
     assert opened(writer.folder).preprocess == ordinary.preprocess
 
 
+@pytest.mark.parametrize("kind", ["bytes", "path", "struct"])
+def test_image_columns_of_other_types(writer, png, kind):
+    """As `datasets` takes them unstreamed: bytes, paths of files, bytes without a path."""
+    paths = [writer.image(f"{row}.png", seed=row) for row in range(12)]
+    cells = {
+        "bytes": [png(row) for row in range(12)],
+        "path": [str(path) for path in paths],
+        "struct": [{"bytes": png(row)} for row in range(12)],
+    }
+    table = pa.table({"img": cells[kind], "label": [row % 3 for row in range(12)]})
+    for split in ("train", "test"):
+        pq.write_table(table, writer.folder / f"{split}.parquet")
+    data = opened(writer.folder)
+    assert sorted(seen(epoch_of(data), data)) == list(range(12))
+
+
 def test_what_cannot_be_streamed(shards, writer, png, tmp_path):
     with pytest.raises(DataError, match=r"classes have no names; data.num_classes is wanted"):
         opened(shards, num_classes=None)
+    with pytest.raises(DataError, match=r"data.source='': a folder, a hub id or 'mnist'"):
+        opened("")
     with pytest.raises(DataError, match=r"data.source='mnist' has none"):
         opened("mnist")
     with pytest.raises(DataError, match=r"device_cache=true keeps all images"):

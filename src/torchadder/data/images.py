@@ -26,6 +26,7 @@ from torchadder.data.orientation import orientation_of, upright
 from torchadder.data.sources import DataError, Split
 
 _DECODE_ERRORS = (OSError, ValueError, SyntaxError, PIL.Image.DecompressionBombError)
+_LARGEST = {"I": 65535, "F": 1}  # by PIL's mode, of those that can hold more
 
 
 @dataclass(frozen=True)
@@ -101,7 +102,7 @@ def decode(encoded: bytes | str) -> PIL.Image.Image:
     """Decodes an image from its bytes or its file, upright as its EXIF orientation says.
 
     Raises:
-        DataError: If this is no image, or a damaged one.
+        DataError: If this is no image, a damaged one, or one of values that `to_tensor` refuses.
     """
     try:
         # PIL leaves the file of a damaged image open; after `load` it is not needed any more.
@@ -115,21 +116,45 @@ def decode(encoded: bytes | str) -> PIL.Image.Image:
         # PIL's text for bytes names the address of a buffer, which helps nobody.
         reason = "no known image format" if "cannot identify" in reason else reason
         raise DataError(f"cannot be decoded ({reason})") from error
+    _check_values(image)
     return upright(image, orientation)
 
 
 def to_tensor(image: PIL.Image.Image, channels: int) -> Tensor:
-    """An image as uint8 (C, H, W) with the wanted number of channels."""
-    if image.mode.startswith("I"):  # 16 bits a pixel, which convert() would clip
+    """An image as uint8 (C, H, W) with the wanted number of channels.
+
+    Of whole numbers wider than 8 bits, 0..65535, the upper 8 bits of 16 are taken; floating-point
+    numbers are brought from 0..1 to 0..255.
+
+    Raises:
+        DataError: If such an image holds other values.
+    """
+    _check_values(image)
+    if image.mode.startswith("I"):  # convert() would clip
         image = PIL.Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+    elif image.mode == "F":
+        image = PIL.Image.fromarray((np.asarray(image) * 255).round().astype(np.uint8))
     image = image.convert("L" if channels == 1 else "RGB")
     array = np.array(image)
     return torch.from_numpy(array[None] if channels == 1 else array.transpose(2, 0, 1).copy())
 
 
+def _check_values(image: PIL.Image.Image) -> None:
+    if image.mode not in _LARGEST:
+        return
+    array = np.asarray(image)  # unlike PIL's getextrema(), NumPy's extrema do not leave out NaN
+    low, high = array.min(), array.max()
+    if not 0 <= low <= high <= _LARGEST[image.mode]:
+        raise DataError(
+            f"holds values of {low:g} .. {high:g}, 0 .. {_LARGEST[image.mode]} are wanted in an "
+            f"image of PIL's mode {image.mode}"
+        )
+
+
 def channels_of(image: PIL.Image.Image) -> int:
     """1 for grey images, 3 for all others."""
-    return 1 if image.mode in ("1", "L", "LA", "I", "I;16", "F") else 3
+    is_grey = image.mode in ("1", "L", "LA", "F") or image.mode.startswith("I")
+    return 1 if is_grey else 3
 
 
 def mix(values: np.ndarray) -> np.ndarray:

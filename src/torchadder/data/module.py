@@ -85,6 +85,7 @@ class ImageData(EpochData):
 
     Raises:
         DataError: From `setup`, if the data cannot be used.
+        ValueError: If `seed` is out of range.
     """
 
     image_shape: tuple[int, int, int]
@@ -116,6 +117,8 @@ class ImageData(EpochData):
         seed: int = 0,
     ) -> None:
         super().__init__()
+        if not 0 <= seed < 2**64:
+            raise ValueError(f"seed must be 0 .. 2**64 - 1, got {seed}")
         self.source = source
         self.batch_size = batch_size
         self.augment = augment

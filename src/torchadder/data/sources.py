@@ -134,6 +134,7 @@ def open_source(
     Raises:
         DataError: If the source is missing, holds no images, or holds labels that cannot be used.
     """
+    refuse_empty(source)
     if source == "mnist":
         return _open_digits(num_classes)
     path = Path(source).expanduser()
@@ -149,6 +150,16 @@ def open_source(
         raise DataError(f"data.source={source!r}: no such folder")
     tables = {name: (table, []) for name, table in open_hub(source).items()}
     return from_tables(tables, source, image_column, label_column, num_classes)
+
+
+def refuse_empty(source: str) -> None:
+    """Refuses the empty name, which `Path` takes for the current folder.
+
+    Raises:
+        DataError: If it is empty.
+    """
+    if not source:
+        raise DataError(f"data.source={source!r}: a folder, a hub id or 'mnist' is wanted")
 
 
 def divide(source: ImageSource, val_split: str | None, val_fraction: float) -> tuple[Split, Split]:
@@ -315,11 +326,16 @@ def _split_of(path: Path) -> str | None:
 
 def _open_folder(folder: Path, num_classes: int | None) -> ImageSource:
     children = sorted(child for child in folder.iterdir() if child.is_dir())
-    split_folders = {
-        SPLIT_WORDS[child.name.lower()]: child
-        for child in children
-        if child.name.lower() in SPLIT_WORDS
-    }
+    split_folders: dict[str, Path] = {}
+    for child in children:
+        split = SPLIT_WORDS.get(child.name.lower())
+        if split in split_folders:
+            raise DataError(
+                f"{folder}: {split_folders[split].name!r} and {child.name!r} are both the split "
+                f"{split!r}; one of them is wanted"
+            )
+        if split is not None:
+            split_folders[split] = child
     if not split_folders:
         split_folders = {"train": folder}
     classes = {

@@ -39,6 +39,7 @@ from torchadder.data.sources import (
     named_classes,
     open_parquet,
     parquet_by_split,
+    refuse_empty,
     same_names,
 )
 
@@ -109,7 +110,7 @@ class Stream:
                     f"{where}: column {self.label_column!r} is {label!r}, "
                     f"0..{self.num_classes - 1} is wanted"
                 )
-            self.split.encoded[row] = {self.split.column: cell}
+            self.split.encoded[row] = {self.split.column: _image_cell(cell)}
             self.split.labels[row] = label
         return rows
 
@@ -148,6 +149,7 @@ def open_stream(
         DataError: If the source has no parquet files, no training split or no other one, or the
             number of classes is unknown.
     """
+    refuse_empty(source)
     path = Path(source).expanduser()
     if path.is_dir():
         files = {
@@ -320,6 +322,14 @@ def stream_loader(
         # A generator of its own keeps the loader from drawing on torch's global one.
         generator=torch.Generator().manual_seed(batches.seed),
     )
+
+
+def _image_cell(cell: Any) -> dict[str, Any]:
+    """A cell of the image column as `datasets` has it: bytes, or the path of a file."""
+    if isinstance(cell, dict):
+        return {"bytes": None, "path": None} | cell
+    is_path = isinstance(cell, str)
+    return {"bytes": None if is_path else cell, "path": cell if is_path else None}
 
 
 def _take(held: list[int], choices: np.random.Generator) -> int:
