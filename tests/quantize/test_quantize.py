@@ -269,6 +269,17 @@ def test_ends_in_float_that_a_net_does_not_have_are_refused():
         ta.quantize_(net, [images()], Int8Config(last="float"))
 
 
+def test_sums_and_factors_that_do_not_fit_are_named():
+    net = nn.Sequential(nn.Conv2d(1, 2, 1), nn.AdaptiveAvgPool2d(1), nn.Flatten()).eval()
+    with pytest.raises(QuantizationError, match=r"^1: a sum of 69696 terms may overflow 32 bits"):
+        ta.quantize_(net, [torch.randn(1, 1, 264, 264)])
+    net = nn.Sequential(nn.MaxPool2d(2), nn.ReLU(), nn.Conv2d(3, 2, 1)).eval()
+    with pytest.raises(QuantizationError, match=r"^1: a factor of .* does not fit 32 bits"):
+        ta.quantize_(
+            net, [images(a=-1e12)[:, :, 3:4, 4:5].repeat(1, 1, 2, 2)], Int8Config(range="max")
+        )
+
+
 class Chain(nn.Module):
     """What a layer makes is an output and is read again, by the layer itself or by another."""
 
@@ -393,6 +404,25 @@ def test_state_dict_round_trip_and_copies():
     other.load_state_dict(state)
     assert torch.equal(other(images), net(images))
     assert torch.equal(interpreter.logits(other.program(), images[:2]), net.integers(images[:2]))
+
+
+def test_a_state_of_another_calibration_is_refused():
+    net, images = small_resnet()
+    calibration = Calibration(net, [images[:8]])
+    one, other, again = (
+        IntegerNet(calibration.lower(Int8Config(range=method))[0])
+        for method in ("max", "percentile", "max")
+    )
+    before = other(images)
+    message = r"^state of an integer net of another calibration: (step|value) .* is .*, wanted "
+    with pytest.raises(ValueError, match=message):
+        other.load_state_dict(one.state_dict())
+    assert torch.equal(other(images), before)
+    # What earlier versions have written holds no such numbers.
+    state = {name: value for name, value in one.state_dict().items() if "extra" not in name}
+    assert again.load_state_dict(state) == ([], [])
+    with pytest.raises(RuntimeError, match="fc.packed"):
+        again.load_state_dict({name: state[name] for name in state if name != "fc.packed"})
 
 
 class Named(nn.Module):

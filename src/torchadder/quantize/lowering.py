@@ -14,6 +14,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -167,9 +168,10 @@ class _Lowering:
             kernel = step.kernel or source.shape[1:]
             stride, padding = (step.window[0], step.window[1]) if step.window else (kernel, (0, 0))
             num_pixels = kernel[0] * kernel[1]
+            _check_terms(step, num_pixels, "conv2d")
             factor = source.scale / (result.scale * num_pixels)
             constant = result.zero_point - source.zero_point * num_pixels * factor
-            how = fixed_point(*_each(result, factor, constant), low, high)
+            how = _fixed_point(step, *_each(result, factor, constant), low, high)
             self.steps.append(
                 p.AvgPool(name, source.name, result.name, kernel, stride, padding, how)
             )
@@ -177,14 +179,14 @@ class _Lowering:
             other = self.values[step.inputs[1]]
             factor, residual = source.scale / result.scale, other.scale / result.scale
             constant = result.zero_point - source.zero_point * factor - other.zero_point * residual
-            how = fixed_point(*_each(result, factor, constant), low, high, residual)
+            how = _fixed_point(step, *_each(result, factor, constant), low, high, residual)
             self.steps.append(p.Add(name, source.name, other.name, result.name, how))
         else:
             assert step.scale is not None
             assert step.shift is not None
             factors = step.scale * (source.scale / result.scale)
             constants = step.shift / result.scale + result.zero_point - source.zero_point * factors
-            how = fixed_point(factors, constants, low, high)
+            how = _fixed_point(step, factors, constants, low, high)
             self.steps.append(p.Affine(name, source.name, result.name, how))
 
     def _limits(self, step: Step, result: p.Value) -> tuple[int, int]:
@@ -202,9 +204,7 @@ class _Lowering:
             self._float_layer(step, name)
             return
         terms = step.weight[0].numel()
-        most = MAX_TERMS["adder2d" if step.kind == "adder" else "conv2d"]
-        if terms > most:
-            raise QuantizationError(f"{step.name}: a sum of {terms} terms may overflow 32 bits")
+        _check_terms(step, terms, "adder2d" if step.kind == "adder" else "conv2d")
         source = self.values[step.inputs[0]]
         result = self._result(step)
         residual = self.values[step.inputs[1]] if len(step.inputs) > 1 else None
@@ -300,7 +300,7 @@ class _Lowering:
         self.values[value.name] = value
         factor = source.scale / grid.scale
         constant = grid.zero_point - source.zero_point * factor
-        how = fixed_point(*_each(value, factor, constant), 0, grid.levels)
+        how = _fixed_point(step, *_each(value, factor, constant), 0, grid.levels)
         self.steps.append(p.Requantise(name, source.name, value.name, how))
         return value
 
@@ -340,12 +340,9 @@ class _Lowering:
         if residual is not None:
             residual_factor = residual.scale / result.scale
             constants = constants - residual.zero_point * residual_factor
-        try:
-            how = fixed_point(
-                factors / result.scale, constants, *self._limits(step, result), residual_factor
-            )
-        except QuantizationError as error:
-            raise QuantizationError(f"{step.name}: {error}") from None
+        how = _fixed_point(
+            step, factors / result.scale, constants, *self._limits(step, result), residual_factor
+        )
         stride, padding, dilation, groups = step.window
         layer = p.Layer(
             "adder" if step.kind == "adder" else "conv",
@@ -410,6 +407,22 @@ def _each(value: p.Value, factor: float, constant: float) -> tuple[Tensor, Tenso
     """The same numbers for every channel."""
     ones = torch.ones(value.shape[0], dtype=torch.float64)
     return factor * ones, constant * ones
+
+
+def _check_terms(step: Step, terms: int, kernel: str) -> None:
+    if terms > MAX_TERMS[kernel]:
+        raise QuantizationError(
+            f"{step.name}: a sum of {terms} terms may overflow 32 bits, at most "
+            f"{MAX_TERMS[kernel]} fit for certain"
+        )
+
+
+def _fixed_point(step: Step, *numbers: Any) -> p.Requantisation:
+    """As of `fixed_point`, with the name of the layer in what it raises."""
+    try:
+        return fixed_point(*numbers)
+    except QuantizationError as error:
+        raise QuantizationError(f"{step.name}: {error}") from None
 
 
 def conv_filters(weight: Tensor, bits: int, config: Int8Config) -> tuple[Tensor, Tensor]:

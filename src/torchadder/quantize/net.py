@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from torchadder.quantize import interpreter
+from torchadder.quantize import interpreter, storage
 from torchadder.quantize.modules import module_of
 from torchadder.quantize.program import Input, Output, Program, Step, Value, only
 
@@ -156,6 +157,35 @@ class IntegerNet(nn.Module):
             images = interpreter.to_bytes(images, source.scale, source.zero_point)
         return images.contiguous(memory_format=torch.channels_last)
 
+    def get_extra_state(self) -> Tensor:
+        """What belongs to the tensors but is none: scales, zero points, shifts; JSON as bytes."""
+        text = json.dumps(_numbers(self.program()))
+        return torch.frombuffer(bytearray(text.encode()), dtype=torch.uint8)
+
+    def set_extra_state(self, state: Tensor) -> None:
+        """Refuses the tensors of a net that was calibrated otherwise.
+
+        Raises:
+            ValueError: If a number that belongs to them is another one here.
+        """
+        got = json.loads(bytes(state.cpu().tolist()))
+        wanted = json.loads(json.dumps(_numbers(self.program())))
+        for name in wanted | got:
+            if wanted.get(name) != got.get(name):
+                raise ValueError(
+                    f"state of an integer net of another calibration: {name} is {got.get(name)}, "
+                    f"wanted {wanted.get(name)}"
+                )
+
+    def _load_from_state_dict(
+        self, state_dict: Any, prefix: str, local_metadata: Any, strict: bool,
+        missing_keys: list[str], *lists: Any,
+    ) -> None:  # fmt: skip
+        missing: list[str] = []
+        super()._load_from_state_dict(state_dict, prefix, local_metadata, strict, missing, *lists)
+        # States of earlier versions have tensors only.
+        missing_keys += [key for key in missing if key != f"{prefix}_extra_state"]
+
     def program(self) -> Program:
         """What the net computes, with the tensors that it holds now."""
         return Program(
@@ -166,6 +196,16 @@ class IntegerNet(nn.Module):
             bits=self.bits,
             takes_any_size=self.takes_any_size,
         )
+
+
+def _numbers(program: Program) -> dict[str, Any]:
+    """All that a program's tensors go with, by the names of steps and values; no sizes of images."""
+    steps = {f"step {step.name}": storage.describe(step, {}) for step in program.steps}
+    values = {
+        f"value {name}": [value.scale, value.zero_point, value.dtype]
+        for name, value in program.values.items()
+    }
+    return steps | values
 
 
 def _free_name(owner: nn.Module, wanted: str, taken: set[str]) -> str:
