@@ -208,6 +208,10 @@ def test_predict(capsys, run_folder, tmp_path):
     assert [row["error"] for row in rows] == [""] * 3
     assert float(rows[0]["probability1"]) >= float(rows[0]["probability2"])
     assert "is not overwritten" in fails(capsys, *argv, "--csv", str(table))
+    (images / "bad.png").write_bytes(b"no image")
+    assert "bad.png: cannot be decoded" in fails(capsys, *argv)
+    assert "no such file or folder" in fails(capsys, "predict", str(run_folder), "nowhere")
+    assert "--top = 0" in fails(capsys, *argv[:-1], "0")
 
 
 def test_predict_asks_for_the_folder_of_the_table_first(capsys, tmp_path):
@@ -216,7 +220,3 @@ def test_predict_asks_for_the_folder_of_the_table_first(capsys, tmp_path):
         capsys, "predict", str(tmp_path / "no.safetensors"), str(tmp_path), "--csv", str(table)
     )
     assert f"--csv {str(table)!r}: there is no folder {str(table.parent)!r}" in line
-    (images / "bad.png").write_bytes(b"no image")
-    assert "bad.png: cannot be decoded" in fails(capsys, *argv)
-    assert "no such file or folder" in fails(capsys, "predict", str(run_folder), "nowhere")
-    assert "--top = 0" in fails(capsys, *argv[:-1], "0")
