@@ -116,6 +116,13 @@ def test_functional_calls(function, shapes, num_mul, num_add):
     assert {layer.name for layer in report.layers} == {""}
 
 
+def test_bilinear_layer_multiplies_three_factors_a_tap():
+    report = count(nn.Bilinear(3, 5, 4), (2, 7, 3), (2, 7, 5))
+    taps = 2 * 7 * 4 * 3 * 5
+    assert (report.num_mul, report.num_add) == (2 * taps, taps)
+    assert [layer.op for layer in report.layers] == ["bilinear"]
+
+
 def test_attention_block_in_evaluation_mode():
     block = nn.TransformerEncoderLayer(32, 4, 64, batch_first=True).eval()
     projections = 14 * (32 * 96 + 32 * 32 + 2 * 32 * 64)

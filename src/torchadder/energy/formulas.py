@@ -104,6 +104,22 @@ def _distance(args: tuple[Any, ...], out: Tensor) -> Arithmetic:
     return Arithmetic("cdist", taps if power == 2 else 0, 2 * taps)
 
 
+def _trilinear(args: tuple[Any, ...], out: Tensor) -> Arithmetic:
+    """Sum over products of three factors, as `nn.Bilinear` takes it.
+
+    Each tensor lacks the dimensions of its list, and every point that all three span is a tap. The
+    product of the first two is a multiplication of its own for each tap.
+    """
+    dims = out.dim() + len(args[6])
+    sizes = [1] * dims
+    for tensor, lacking in zip(args[:3], args[3:6], strict=True):
+        own = [dim for dim in range(dims) if dim not in lacking]
+        for dim, size in zip(own, tensor.shape, strict=True):
+            sizes[dim] = size
+    taps = prod(sizes)
+    return Arithmetic("bilinear", 2 * taps, taps)
+
+
 def _matmul(first: int) -> Formula:
     """Formula of a matrix product whose left factor is argument number `first`."""
 
@@ -129,6 +145,7 @@ PRODUCTS: dict[str, Formula] = {
     "aten::dot": _matmul(0),
     "aten::vdot": _matmul(0),
     "aten::_int_mm": _matmul(0),
+    "aten::_trilinear": _trilinear,
     "aten::addmm": _matmul(1),
     "aten::addmv": _matmul(1),
     "aten::addbmm": _matmul(1),
