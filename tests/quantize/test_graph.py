@@ -152,6 +152,7 @@ class Does(nn.Module):
         (Rows(), "middle: a mean over"),
         (Does(F.dropout), r"middle: dropout in evaluation mode \(train=True\) cannot be done"),
         (Does(F.dropout2d), r"middle: dropout in evaluation mode \(train=True\) cannot be done"),
+        (Does(lambda x: F.conv2d(x, x)), "weights that are computed from the images cannot be"),
         (Does(lambda x: x[:1]), "middle: a part of the batch cannot be done"),
         (Does(lambda x: x[..., 1:]), r"middle: aten.slice of \(4, 8, 8\) to \(4, 8, 7\) cannot"),
     ],
@@ -321,9 +322,7 @@ def test_sizes_of_the_batch_are_no_steps():
 def test_adder_linear_layers():
     torch.manual_seed(0)
     adder = ta.nn.AdderLinear(108, 8)
-    net = nn.Sequential(
-        nn.Conv2d(2, 3, 3), nn.Flatten(), adder, nn.BatchNorm1d(8), nn.Linear(8, 4)
-    )
+    net = nn.Sequential(nn.Conv2d(2, 3, 3), nn.Flatten(), adder, nn.BatchNorm1d(8), nn.Linear(8, 4))
     images = torch.randn(16, 2, 8, 8)
     settled(net, images)
     report = ta.quantize_(net, [images])

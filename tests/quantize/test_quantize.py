@@ -280,6 +280,62 @@ def test_sums_and_factors_that_do_not_fit_are_named():
         )
 
 
+def test_bytes_are_refused_where_the_first_layer_is_in_float():
+    net, data = small_resnet()
+    ta.quantize_(net, [data[:8]], Int8Config(first="float"))
+    with pytest.raises(TypeError, match=r"images must be floats, .* got torch.uint8"):
+        net(data.to(torch.uint8))
+
+
+def test_an_image_of_one_pixel_is_as_good_as_none():
+    net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.AdaptiveAvgPool2d(1)).eval()
+    assert net(images()).shape == (4, 4, 1, 1)
+    ta.quantize_(net, [images()])
+    assert net(images()).shape == (4, 4)
+
+
+def test_group_norms_take_an_empty_batch():
+    net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.GroupNorm(2, 4), nn.Conv2d(4, 2, 1)).eval()
+    ta.quantize_(net, [images()])
+    assert net(images()[:0]).shape == (0, 2, 14, 14)
+
+
+def test_a_net_without_filters_has_a_report():
+    report = ta.quantize_(nn.Sequential(nn.MaxPool2d(4), nn.Flatten()).eval(), [images()])
+    assert str(report).splitlines()[-1].endswith("dB; no filters")
+
+
+def test_means_may_be_tensors(tmp_path):
+    net, data = small_resnet()
+    numbers = torch.tensor([0.5, 0.25, 0.125])
+    ta.quantize_(net, [data[:8]], mean=numbers, std=numbers)
+    again = ta.load(ta.save(net, tmp_path / "net.safetensors"))
+    assert again.input.mean == again.input.std == (0.5, 0.25, 0.125)
+
+
+class Infinite(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.big = nn.Conv2d(3, 2, 1)
+        nn.init.constant_(self.big.weight, 1e38)
+
+    def forward(self, x):
+        return self.big(x).mean((2, 3))
+
+
+def test_a_layer_whose_output_is_not_finite_is_named():
+    with pytest.raises(QuantizationError, match="the output of big holds NaN or infinity"):
+        ta.quantize_(Infinite().eval(), [100 * images()])
+
+
+@pytest.mark.parametrize("bits", [4.5, True, "8"])
+def test_bits_and_groups_are_whole_numbers(bits):
+    with pytest.raises(ValueError, match=r"bits must be a whole number, got"):
+        Int8Config(bits=bits)
+    with pytest.raises(ValueError, match=r"groups must be a whole number, got 2.0"):
+        Int8Config(groups=2.0)
+
+
 class Chain(nn.Module):
     """What a layer makes is an output and is read again, by the layer itself or by another."""
 
@@ -421,7 +477,7 @@ def test_a_state_of_another_calibration_is_refused():
     # What earlier versions have written holds no such numbers.
     state = {name: value for name, value in one.state_dict().items() if "extra" not in name}
     assert again.load_state_dict(state) == ([], [])
-    with pytest.raises(RuntimeError, match="fc.packed"):
+    with pytest.raises(RuntimeError, match=r"fc\.packed"):
         again.load_state_dict({name: state[name] for name in state if name != "fc.packed"})
 
 

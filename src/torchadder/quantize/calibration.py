@@ -61,8 +61,8 @@ class Calibration:
         self.graph = trace(core, self.batches[0])
         _check_sizes(self.batches, self.graph)
         self.histograms = collect(self.graph, self.batches, sharing.find(self.graph).alike)
-        self.mean = None if mean is None else tuple(mean)
-        self.std = None if std is None else tuple(std)
+        self.mean = None if mean is None else tuple(float(number) for number in mean)
+        self.std = None if std is None else tuple(float(number) for number in std)
 
     def lower(self, config: Int8Config) -> tuple[Program, list[LayerRange]]:
         """The integer program of the net, and the range of each layer.

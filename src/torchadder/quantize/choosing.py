@@ -32,7 +32,6 @@ from torchadder.quantize.grids import Grid
 from torchadder.quantize.grouping import kmeans
 from torchadder.quantize.ranges import Histogram, choose
 
-
 _TAIL = (*PASSING, "avg_pool", "affine")
 """Kinds of steps without filters: a layer of which only they come before the logits is the last."""
 

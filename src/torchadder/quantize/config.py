@@ -35,7 +35,7 @@ class Int8Config:
             with layers in float cannot be exported.
 
     Raises:
-        ValueError: If a value is out of range.
+        ValueError: If a value is out of range, or bits or groups are no whole numbers.
     """
 
     bits: int = 8
@@ -47,6 +47,10 @@ class Int8Config:
     last: Ends = "int8"
 
     def __post_init__(self) -> None:
+        for name in ("bits", "groups"):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, int):
+                raise ValueError(f"{name} must be a whole number, got {value!r}")
         if not MIN_BITS <= self.bits <= MAX_BITS:
             raise ValueError(f"bits must be within {MIN_BITS} .. {MAX_BITS}, got {self.bits}")
         if self.range not in METHODS:

@@ -130,8 +130,9 @@ def _(step: p.Upsample, inputs: list[Tensor], values: list[p.Value]) -> Tensor:
 @compute.register
 def _(step: p.GroupNorm, inputs: list[Tensor], values: list[p.Value]) -> Tensor:
     (x,), (source, result) = inputs, values
-    numbers = x.to(torch.int64).reshape(len(x), step.num_groups, -1)
-    terms, channels = numbers.shape[2], x.shape[1] // step.num_groups
+    channels = x.shape[1] // step.num_groups
+    terms = channels * x.shape[2] * x.shape[3]
+    numbers = x.to(torch.int64).reshape(len(x), step.num_groups, terms)
     # Sums are exact, and everything after them is rounded number by number: any order will do.
     mean = numbers.sum(2).double() / terms
     variance = (numbers.square().sum(2).double() / terms - mean.square()).clamp(min=0)

@@ -102,13 +102,15 @@ class IntegerNet(nn.Module):
 
         Args:
             images: (N, C, H, W) as the float net took them, floating point; or the program's own
-                bytes, uint8.
+                bytes, uint8, unless its first layer is in float.
 
         Returns:
             Logits (N, num_classes), float32: integers times one scale. A net with several outputs
-            returns all of them in order, maps as (N, num_classes, H, W).
+            returns all of them in order, maps as (N, num_classes, H, W). Where the only output is
+            an image of one pixel, (N, num_classes, 1, 1) of the float net, it is (N, num_classes).
 
         Raises:
+            TypeError: If the images are bytes and the first layer is in float.
             ValueError: If the images are not of the size that the net was quantised for, and the
                 net takes no other.
         """
@@ -152,6 +154,10 @@ class IntegerNet(nn.Module):
             raise ValueError(
                 f"images must have shape (N, {source.channels}, {wanted}), for which the net was "
                 f"quantised, got {tuple(images.shape)}"
+            )
+        if self._reads_floats and not images.is_floating_point():
+            raise TypeError(
+                f"images must be floats, which the first layer reads, got {images.dtype}"
             )
         if images.is_floating_point() and not self._reads_floats:
             images = interpreter.to_bytes(images, source.scale, source.zero_point)
@@ -199,7 +205,7 @@ class IntegerNet(nn.Module):
 
 
 def _numbers(program: Program) -> dict[str, Any]:
-    """All that a program's tensors go with, by the names of steps and values; no sizes of images."""
+    """All that a program's tensors go with, by the names of steps and values; no image sizes."""
     steps = {f"step {step.name}": storage.describe(step, {}) for step in program.steps}
     values = {
         f"value {name}": [value.scale, value.zero_point, value.dtype]

@@ -66,9 +66,15 @@ def collect(
         for value in graph.nodes
     }
 
+    layers = {step.output: step.name for step in graph.steps}
+
     def widen(value: str, numbers: Tensor) -> None:
         if not bool(torch.isfinite(numbers).all()):
-            what = "the images hold" if value == graph.input else f"the output of {value} holds"
+            what = (
+                "the images hold"
+                if value == graph.input
+                else f"the output of {layers[value]} holds"
+            )
             raise QuantizationError(f"calibration: {what} NaN or infinity")
         low, high = numbers.aminmax()
         group = group_of[value]

@@ -109,7 +109,11 @@ class Reader:
         assert isinstance(argument, fx.Node)
         if argument in self.constants:
             return self.constants[argument]
-        assert argument.op == "get_attr"
+        if argument.op != "get_attr":
+            raise QuantizationError(
+                f"{layer_of(argument)}: weights that are computed from the images cannot be done "
+                "in integers"
+            )
         value: Any = self.module
         for part in str(argument.target).split("."):
             value = getattr(value, part)

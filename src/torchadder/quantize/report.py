@@ -101,12 +101,14 @@ class QuantizationReport:
         ]
         if self.float_layers:
             lines.append(f"in float: {', '.join(self.float_layers)}")
-        share = self.weight_bytes / self.float_weight_bytes
+        filters = "no filters"
+        if self.float_weight_bytes:
+            share = self.weight_bytes / self.float_weight_bytes
+            filters = f"filters {self.weight_bytes:,} bytes, {share:.2f} of float32"
         return "\n".join(
             [
                 *lines,
-                f"{self.num_images:,} calibration images; logits {self.sqnr_db:.1f} dB; filters "
-                f"{self.weight_bytes:,} bytes, {share:.2f} of float32",
+                f"{self.num_images:,} calibration images; logits {self.sqnr_db:.1f} dB; {filters}",
             ]
         )
 
