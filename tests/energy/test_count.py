@@ -13,6 +13,7 @@ from torch.utils.flop_counter import FlopCounterMode
 import torchadder.functional as AF
 from torchadder import models
 from torchadder.energy import CostTable, OpEnergy, count
+from torchadder.energy.report import short_number
 from torchadder.nn import Adder1d, Adder2d, AdderLinear, AdderTranspose2d
 
 
@@ -399,6 +400,22 @@ def test_renderings(tmp_path):
     values = json.loads(json.dumps(report.to_dict()))
     assert values["num_mul"] == report.num_mul
     assert values["layers"][0]["name"] == "conv1"
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        (999.4, "999"),
+        (999.6, "1.00K"),
+        (995_000, "995.00K"),
+        (999_994, "999.99K"),
+        (999_996, "1.00M"),
+        (-999_996_000, "-1.00G"),
+        (999_996e6, "1.00T"),
+    ],
+)
+def test_short_numbers_have_three_digits_before_the_point(value, text):
+    assert short_number(value) == text
 
 
 def test_markup_in_names_is_text():

@@ -21,6 +21,7 @@ from torchadder.robustness import (
 )
 from torchadder.robustness.masking import find_signs
 from torchadder.robustness.report import Curve, Measurement, Zeros
+from torchadder.robustness.rows import ROWS, Settings
 from torchadder.robustness.zeros import ZeroGradients
 
 QUICK = {"strong_iterations": 3, "restarts": 2, "queries": 5, "epsilons": (0.02, 0.6)}
@@ -70,6 +71,12 @@ def test_rows_are_the_attacks_with_the_settings_around_them(adder_report):
     assert report.accuracy("pgd50", "running", "surrogate") == pytest.approx(found.accuracy)
     with pytest.raises(KeyError):
         report.accuracy("apgd", "running", "sign")
+
+
+@pytest.mark.parametrize(("step", "alpha"), [(0.01, 0.01), (0.05, 0.025), (0.2, 0.025)])
+def test_rfgsm_leaves_the_gradient_half_of_epsilon(step, alpha):
+    settings = Settings(epsilon=0.05, step=step, batch_size=5)
+    assert ROWS["rfgsm5"].options(settings)["alpha"] == pytest.approx(alpha)
 
 
 def test_a_curve_starts_clean_and_falls(adder_report):

@@ -225,7 +225,8 @@ def short_number(value: float) -> str:
     ('69.12M', '640', '214.70G')
     """
     for factor, letter in ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "K")):
-        if abs(value) >= factor:
+        # As it is printed: 999,996 is 1.00M, for as thousands it would be rounded to 1000.00K.
+        if round(abs(value) / factor * 1e3, 2 if factor > 1e3 else 0) >= 1e3:
             return f"{value / factor:.2f}{letter}"
     return f"{value:.0f}"
 

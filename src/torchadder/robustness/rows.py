@@ -107,8 +107,9 @@ ROWS: dict[str, Row] = {
         "R-FGSM-5",
         "iterative",
         rfgsm,
-        # Our reading of "RFGSM5": a random step, then five of the rest of epsilon.
-        lambda s: {"alpha": min(s.step, s.epsilon), "iterations": 5, "seed": s.seed},
+        # Our reading of "RFGSM5": a random step, then five of the rest of epsilon, which is at
+        # least as large.
+        lambda s: {"alpha": min(s.step, s.epsilon / 2), "iterations": 5, "seed": s.seed},
         lambda _: 5,
         lambda _: 2,
     ),
