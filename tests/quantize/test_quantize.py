@@ -13,7 +13,7 @@ from torch import nn
 from torch.nn import functional as F
 
 import torchadder as ta
-from small_nets import odd_net, settled, small_resnet
+from small_nets import OddNet, odd_net, settled, small_resnet
 from torchadder.quantize import (
     Adder2dInt8,
     Calibration,
@@ -132,7 +132,14 @@ def test_more_bits_are_closer_to_the_float_net(calibration):
         floats = net(images).detach()
         own = 10 * torch.log10(floats.square().sum() / (floats - integers).square().sum())
         assert report.sqnr_db == pytest.approx(float(own), abs=1e-3)
-    assert noise[8] > noise[6] + 2 > noise[4] + 6
+    narrow = [layer.layer for layer in report.layers if layer.bits == 4]
+    if isinstance(net, OddNet):  # all other layers read the images, or make the logits
+        assert narrow == ["three"]
+        assert noise[8] > noise[6]
+    else:
+        assert len(narrow) > 1
+        assert noise[8] > noise[6] + 2
+    assert noise[6] > noise[4] + 4
     assert noise[8] > 25
 
 
