@@ -20,7 +20,7 @@ test-gpu: $(VENV)/.installed-dev  ## the tests that need a GPU; they fail where 
 	$(BIN)/python -m pytest --require-gpu -m gpu
 
 bench: $(VENV)/.installed  ## time the operator against convolution, write results/
-	$(BIN)/torchadder bench --json results/bench_cpu.json
+	$(BIN)/torchadder bench --seconds 0.3 --json results/bench_cpu.json
 
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check

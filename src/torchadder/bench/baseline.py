@@ -1,4 +1,4 @@
-"""The plain version that papers' demo code uses: unfold the images, broadcast, subtract, sum.
+"""The plain version, as in AdderNet's released code: unfold the images, broadcast, subtract, sum.
 
 Holds every |x - w| of as many images at once as it is told: C*R*S*O*P*Q numbers each. The published
 code takes the whole batch; image by image is kinder to caches and several times faster.

@@ -58,8 +58,8 @@ def _conditions(report: dict[str, Any]) -> str:
         "of graph replays over rotating inputs, all sides in turns; *TF32* and *bf16*: a step over "
         "`conv2d`'s step on tensor cores. *T pairs/s* is the forward's rate, *of limit* a rate "
         "over half a pair a lane and cycle, at the clock read while the kernel ran "
-        f"({_limit(report.get('limit') or {})}). *faster* is a step against the demo code's "
-        "unfold-and-broadcast, *memory* its peak over `conv2d`'s."
+        f"({_limit(report.get('limit') or {})}). *faster* is a step against "
+        "unfold-and-broadcast, as in AdderNet's released code, *memory* its peak over `conv2d`'s."
     )
 
 
