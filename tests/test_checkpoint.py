@@ -324,10 +324,11 @@ def test_damaged_files(tmp_path, kind, read):
         ("{", "damaged description"),
         ("[]", "damaged description"),
         ('{"version": 1}', "damaged description"),
+        ('{"version": 9, "other": 1}', "written in format 9, this version reads 1"),
         (
-            '{"version": 9, "config": null, "operators": {}, "metadata": {}, "aliases": {}, '
+            '{"version": 1, "config": [1], "operators": {}, "metadata": {}, "aliases": {}, '
             '"checksum": null}',
-            "written in format 9, this version reads 1",
+            "damaged description: config is no mapping",
         ),
         (
             '{"version": 1, "config": {"name": "os.system", "kwargs": {}}, "operators": {}, '

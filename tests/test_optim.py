@@ -502,6 +502,17 @@ def test_weight_norm_scales_both_originals():
         assert parameter.grad.square().mean().sqrt().item() == pytest.approx(ETA, rel=1e-5)
 
 
+@pytest.mark.filterwarnings("ignore:.*weight_norm.*:FutureWarning")
+def test_old_weight_norm_scales_both_originals():
+    layer = nn.utils.weight_norm(Adder2d(3, 4, 3, bias=False))
+    optimizer = torch.optim.SGD(layer.parameters(), lr=0.1)
+    AdaptiveLR(optimizer, layer)
+    layer(torch.randn(2, 3, 6, 6)).square().mean().backward()
+    optimizer.step()
+    for parameter in (layer.weight_g, layer.weight_v):
+        assert parameter.grad.square().mean().sqrt().item() == pytest.approx(ETA, rel=1e-5)
+
+
 def test_compiled_model():
     model = build()
     compiled = torch.compile(model, backend="aot_eager")

@@ -467,6 +467,12 @@ def _parse_info(metadata: Mapping[str, str] | None, path: Path) -> CheckpointInf
     try:
         described = json.loads(text)
         version = described["version"]
+        if version != _FORMAT_VERSION:
+            raise CheckpointError(
+                f"{path}: written in format {version}, this version reads {_FORMAT_VERSION}"
+            )
+        if not isinstance(described["config"], Mapping | None):
+            raise TypeError(f"config is no mapping: {described['config']!r}")
         info = CheckpointInfo(
             config=described["config"],
             operators=dict(described["operators"]),
@@ -477,10 +483,6 @@ def _parse_info(metadata: Mapping[str, str] | None, path: Path) -> CheckpointInf
         )
     except (KeyError, TypeError, ValueError) as error:
         raise CheckpointError(f"{path}: damaged description: {_line(error)}") from error
-    if version != _FORMAT_VERSION:
-        raise CheckpointError(
-            f"{path}: written in format {version}, this version reads {_FORMAT_VERSION}"
-        )
     return info
 
 

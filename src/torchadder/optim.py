@@ -219,7 +219,9 @@ def _adder_weights(model: nn.Module) -> Iterator[nn.Parameter]:
     """The parameters behind the weight of every adder layer in the model, each once.
 
     A parametrized weight (``torch.nn.utils.parametrize``) is computed from its originals, a pruned
-    one (``torch.nn.utils.prune``) from ``weight_orig``: these are what the optimizer holds.
+    one (``torch.nn.utils.prune``) from ``weight_orig``, one under the old
+    ``torch.nn.utils.weight_norm`` from ``weight_g`` and ``weight_v``: these are what the optimizer
+    holds.
     """
     seen: set[int] = set()
     for module in model.modules():
@@ -230,6 +232,8 @@ def _adder_weights(model: nn.Module) -> Iterator[nn.Parameter]:
             weights = [named["weight"]]
         elif "weight_orig" in named:
             weights = [named["weight_orig"]]
+        elif "weight_g" in named:
+            weights = [named["weight_g"], named["weight_v"]]
         elif nn.utils.parametrize.is_parametrized(module, "weight"):
             chain: nn.Module = module.parametrizations["weight"]  # type: ignore[index]
             originals = chain.named_parameters(recurse=False)

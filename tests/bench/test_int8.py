@@ -113,6 +113,8 @@ def test_command_writes_json_and_tables(tmp_path, capsys):
         (["--int8", "--device", "cuda"], "int8 is timed on device cpu, got 'cuda'"),
         (["--int8", "--nets", "resnet99"], "nets must be among resnet20, resnet18, resnet50"),
         (["--nets", "resnet20"], "nets is for --int8"),
+        (["--int8", "--baseline", "false"], "baseline and step are for layers in float"),
+        (["--int8", "--step", "false"], "baseline and step are for layers in float"),
     ],
 )
 def test_bad_arguments(arguments, message, capsys):

@@ -107,6 +107,8 @@ def test_train_writes_a_run_with_the_overrides(run_folder):
         (["mnist_lenet5bn_conv", "--data.source", "./nowhere"], "no such folder"),
         (["mnist_lenet5bn_conv", "--resume", "somewhere"], "leave RECIPE out"),
         (["--resume", "nowhere"], "no run folder"),
+        (["--resume", "some", "--output", "other"], "--resume goes on in some; leave --output out"),
+        (["--resume", "some", "--trainer.devices", "{"], "--trainer.devices {: cannot be read"),
         ([], "no recipe given"),
     ],
 )

@@ -74,6 +74,18 @@ def test_checkpoint(capsys, tmp_path):
     assert "117.85K" in out
 
 
+def test_run_folders_and_folders_named_like_a_model(capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "resnet20").mkdir()
+    checkpoints = tmp_path / "run" / "checkpoints"
+    checkpoints.mkdir(parents=True)
+    save(models.lenet5_bn(), checkpoints / "best.safetensors")
+    status, out, _ = run(capsys, "--model", "resnet20,run")
+    assert status == 0
+    assert "resnet20 (conv)" in out
+    assert "run (as saved)" in out
+
+
 def test_torchvision_model(capsys):
     status, out, _ = run(capsys, "--model", "torchvision.resnet18", "--conv", "conv")
     assert status == 0
@@ -108,6 +120,10 @@ def test_checkpoint_of_a_detector(capsys, tmp_path, integers):
         (
             ["--model", "resnet20", "--conv", "shift"],
             "conv must be adder or adder_lp or conv, got 'shift'",
+        ),
+        (
+            ["--model", "torchvision.resnet18", "--conv", "adder_lp"],
+            "conv must be conv or adder for torchvision.resnet18, got 'adder_lp'",
         ),
         (["--model", "resnet20", "--input", "3,a"], "input must be a shape such as 1,3,32,32"),
         (["--model", "resnet20", "--input", "32,32"], "input must be 3 or 4 sizes"),

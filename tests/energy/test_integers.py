@@ -180,6 +180,12 @@ def test_what_is_refused(integer_net):
         MemoryCost("m", -1.0)
     with pytest.raises(ValueError, match="one batch of images"):
         count(integer_net, IMAGES, IMAGES)
+    with pytest.raises(ValueError, match=r"images of 4x4 only, got 8x4"):
+        count(integer_net, (1, 2, 8, 4))
+    with pytest.raises(ValueError, match="images of 2 channels, got 3"):
+        count(integer_net, (1, 3, 4, 4))
+    with pytest.raises(ValueError, match=r"images \(N, C, H, W\), got \(2, 4, 4\)"):
+        count(integer_net, (2, 4, 4))
 
 
 def test_command(capsys, tmp_path):

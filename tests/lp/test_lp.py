@@ -207,6 +207,7 @@ def test_schedules():
     assert exponents(ExponentSchedule("step", num_steps=2, share=0.8), 5) == [2, 2, 1.5, 1.5, 1]
     assert exponents(ExponentSchedule("step", num_steps=3, share=0.99), 2) == [2, 1]
     assert exponents(ExponentSchedule(), 1) == [1]
+    assert exponents(ExponentSchedule(share=0.1), 4) == [2, 1, 1, 1]
     for schedule in (ExponentSchedule(), ExponentSchedule("step")):
         falling = exponents(schedule, 400)
         assert falling == sorted(falling, reverse=True)

@@ -80,6 +80,8 @@ def bench(
         raise ValueError(f"threads must be at least 1, got {threads}")
     if int8 and device != "cpu":
         raise ValueError(f"int8 is timed on device cpu, got {device!r}")
+    if int8 and not (baseline and step):
+        raise ValueError("baseline and step are for layers in float, int8 has neither")
     if nets is not None and not int8:
         raise ValueError(f"nets is for --int8, got {nets!r} without it")
     chosen_nets = _parse_nets(nets)

@@ -46,8 +46,8 @@ def energy(
     figures.
 
     Args:
-        model: Names, separated by commas: models of torchadder, checkpoint files, or
-            torchvision.NAME for any model of torchvision.
+        model: Names, separated by commas: models of torchadder, checkpoint files or run folders,
+            or torchvision.NAME for any model of torchvision.
         conv: "conv" for the CNN, "adder" for the adder net, or both, separated by a comma; default
             both. A checkpoint is counted as it is.
         input: Shape of the input, such as 1,3,32,32, or 3,800,1344 for a detector; by default one
@@ -226,10 +226,14 @@ def _build(
 ) -> tuple[nn.Module, tuple[int, ...]]:
     """Return the model and the shape to count it with."""
     if _is_checkpoint(name):
-        net = checkpoint.load(name)
+        from torchadder.training.weights import weights_of
+
+        net = checkpoint.load(weights_of(name))
         if num_classes is not None:
             raise ValueError(f"num_classes is fixed by the checkpoint {name}")
     elif name.startswith(TORCHVISION):
+        if conv not in ("conv", "adder"):
+            raise ValueError(f"conv must be conv or adder for {name}, got {conv!r}")
         net = _build_torchvision(name, num_classes)
         if conv == "adder":
             _convert(net, ("first", "last"))
@@ -317,7 +321,9 @@ def _input(net: nn.Module, shape: tuple[int, ...]) -> Any:
 
 
 def _is_checkpoint(name: str) -> bool:
-    return name.endswith(".safetensors") or os.path.isdir(name)
+    """Whether a name means a file or a run folder; a model's name always means the model."""
+    known = name in models.MODELS or name.startswith(TORCHVISION)
+    return not known and (name.endswith(".safetensors") or os.path.isdir(name))
 
 
 def _parse_shape(text: str) -> tuple[int, ...]:

@@ -111,7 +111,7 @@ def _place_apart(options: list[str]) -> list[str]:
             value = options[position]
             position += 1
         if name.startswith("--trainer."):
-            place[name.removeprefix("--trainer.")] = yaml.safe_load(value)
+            place[name.removeprefix("--trainer.")] = _yaml_value(name, value)
         elif name in ("--resume", "--output"):
             kept += [name, value]
         else:
@@ -120,6 +120,13 @@ def _place_apart(options: list[str]) -> list[str]:
                 f"{', --trainer.'.join(PLACE_KEYS)}"
             )
     return [*kept, "--place", json.dumps(place)] if place else kept
+
+
+def _yaml_value(option: str, text: str) -> Any:
+    try:
+        return yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise UserError(f"{option} {text}: cannot be read as a value") from error
 
 
 def run(args: Any) -> None:
@@ -132,6 +139,8 @@ def run(args: Any) -> None:
     if args.resume is not None:
         if args.recipe:
             raise UserError("--resume takes the recipe of the run; leave RECIPE out")
+        if args.output is not None:
+            raise UserError(f"--resume goes on in {args.resume}; leave --output out")
         recipe = read_recipe(Path(args.resume), args.place)
     elif args.recipe:
         values = args.as_dict()

@@ -34,6 +34,7 @@ from torchadder.energy.integers import program_operations
 from torchadder.energy.operations import MEMORY, REQUANTISE, Operations, requantise
 from torchadder.energy.report import EnergyReport, LayerCount
 from torchadder.quantize import HasCore, integer_net
+from torchadder.quantize.program import Program
 
 _INTEGER_SIDE = "integer side"
 """Kind of the tallies from which rows of requantisation and memory traffic are made."""
@@ -110,7 +111,8 @@ def count(
             images = model.core_images(_materialise(inputs[0], torch.device("cpu"), torch.float32))
             program, batch = program.resized(*images.shape[2:]), len(images)
         else:
-            batch = _batch_of(inputs)
+            batch, *size = _images_shape(inputs)
+            program = _program_for(program, *size)
         rows = list(program_operations(program, batch, include_elementwise=include_elementwise))
         return _report(model, rows, {row.name for row in rows}, how, "meta", "")
     on_meta = _Recorder(include_elementwise)
@@ -462,12 +464,30 @@ def _unwrap(model: nn.Module) -> nn.Module:
     return model
 
 
-def _batch_of(inputs: tuple[Any, ...]) -> int:
-    """Number of images of the first input."""
+def _images_shape(inputs: tuple[Any, ...]) -> tuple[int, int, int, int]:
+    """Shape of the only input, (N, C, H, W)."""
     if len(inputs) != 1 or not isinstance(inputs[0], Tensor | tuple):
         raise ValueError(f"an integer net takes one batch of images, got {len(inputs)} inputs")
     images = inputs[0]
-    return int(images[0] if isinstance(images, tuple) else images.shape[0])
+    shape = tuple(images.shape if isinstance(images, Tensor) else images)
+    if len(shape) != 4:
+        raise ValueError(f"an integer net takes images (N, C, H, W), got {shape}")
+    return shape
+
+
+def _program_for(program: Program, channels: int, height: int, width: int) -> Program:
+    """The program for images of a shape.
+
+    Raises:
+        ValueError: if it takes none of that shape.
+    """
+    if channels != program.input.channels:
+        raise ValueError(
+            f"the integer net takes images of {program.input.channels} channels, got {channels}"
+        )
+    if (height, width) == (program.input.height, program.input.width):
+        return program
+    return program.resized(height, width)
 
 
 def _is_shape(value: Any) -> bool:

@@ -56,8 +56,11 @@ class ExponentSchedule:
             raise ValueError(f"num_steps must be at least 1, got {self.num_steps}")
 
     def exponent(self, epoch: int, num_epochs: int) -> float:
-        """Exponent of an epoch, counted from 0, of a run of ``num_epochs``."""
-        fall = min(round(self.share * num_epochs), num_epochs - 1)
+        """Exponent of an epoch, counted from 0, of a run of ``num_epochs``.
+
+        The first epoch has ``start`` and the last 1; a run of a single epoch has 1.
+        """
+        fall = min(max(round(self.share * num_epochs), 1), num_epochs - 1)
         if epoch >= fall:
             return 1.0
         done = epoch / fall

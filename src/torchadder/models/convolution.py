@@ -27,6 +27,10 @@ CONVOLUTIONS: dict[str, ConvFactory] = {
 }
 
 
+GEOMETRY = ("in_channels", "out_channels", "kernel_size", "stride", "padding", "bias")
+"""Arguments that a model gives to each of its layers."""
+
+
 def resolve(spec: ConvSpec, argument: str = "conv") -> ConvFactory:
     """Return the layer factory that `spec` stands for.
 
@@ -36,7 +40,8 @@ def resolve(spec: ConvSpec, argument: str = "conv") -> ConvFactory:
         argument: name of the argument in error messages.
 
     Raises:
-        ValueError: if a name is unknown or a mapping has no "type".
+        ValueError: if a name is unknown, a mapping has no "type", or an extra argument is one
+            that the model sets for each layer (`GEOMETRY`).
         TypeError: if `spec` is neither a name, a mapping nor a layer factory.
 
     >>> resolve("conv")
@@ -50,15 +55,24 @@ def resolve(spec: ConvSpec, argument: str = "conv") -> ConvFactory:
     if isinstance(spec, Mapping):
         extra = dict(spec)
         kind = extra.pop("type", None)
-        if kind not in CONVOLUTIONS:
+        if not isinstance(kind, str) or kind not in CONVOLUTIONS:
             raise ValueError(f"{argument}={dict(spec)!r} needs a 'type' that is one of {names}")
+        _refuse_geometry(extra, argument)
         return functools.partial(CONVOLUTIONS[kind], **extra) if extra else CONVOLUTIONS[kind]
     if isinstance(spec, nn.Module) or not callable(spec):
         raise TypeError(
             f"{argument} must be a class or callable with the signature of torch.nn.Conv2d, "
             f"or one of {names}, got {_short(spec)}"
         )
+    if isinstance(spec, functools.partial):
+        _refuse_geometry(spec.keywords, argument)
     return spec
+
+
+def _refuse_geometry(extra: Mapping[str, Any], argument: str) -> None:
+    taken = [name for name in GEOMETRY if name in extra]
+    if taken:
+        raise ValueError(f"{argument} sets {', '.join(taken)}, which the model sets for each layer")
 
 
 def describe(spec: ConvSpec) -> str | dict[str, Any]:
