@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from torchadder.cli import UserError, detectors, set_threads
+from torchadder.cli.checkpoint_options import add_checkpoint, underscored
 
 if TYPE_CHECKING:
     from jsonargparse import ArgumentParser
@@ -15,9 +16,7 @@ if TYPE_CHECKING:
 
 def add_arguments(parser: ArgumentParser) -> None:
     """Declares the options of `torchadder predict`."""
-    parser.add_argument(
-        "checkpoint", help="A .safetensors file written by training, or a run folder (its best)."
-    )
+    add_checkpoint(parser)
     parser.add_argument("images", help="An image file, or a folder of them.")
     parser.add_argument("--top", type=int, default=5, help="Classes to name for each image.")
     parser.add_argument("--csv", type=str | None, help="Also write a CSV file (a new one).")
@@ -27,7 +26,7 @@ def add_arguments(parser: ArgumentParser) -> None:
 
 def rewrite(argv: list[str]) -> list[str]:
     """Lets options be spelled with dashes."""
-    return [_underscored(word) if word.startswith("--") else word for word in argv]
+    return underscored(argv)
 
 
 def run(args: Any) -> None:
@@ -83,8 +82,3 @@ def _write(path: Path, predictions: list[Any], top: int) -> None:
             pairs += [("", "")] * (top - len(pairs))
             cells = [cell for pair in pairs for cell in pair]
             writer.writerow([prediction.path, *cells, prediction.error or ""])
-
-
-def _underscored(word: str) -> str:
-    name, equals, value = word.partition("=")
-    return "--" + name[2:].replace("-", "_") + equals + value

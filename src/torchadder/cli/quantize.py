@@ -6,6 +6,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from torchadder.cli import UserError, set_threads
+from torchadder.cli.checkpoint_options import (
+    add_checkpoint,
+    add_images,
+    given_data,
+    underscored,
+)
 from torchadder.cli.detectors import show_left_out
 
 if TYPE_CHECKING:
@@ -14,8 +20,6 @@ if TYPE_CHECKING:
     from torchadder.training.detector_quantization import Precision, QuantizedDetections
     from torchadder.training.quantization import Accuracy, Quantized
 
-# Of the data recorded at training time, what may be replaced on the command line.
-_DATA_OPTIONS = ("source", "image_column", "label_column", "val_split", "val_fraction")
 # What a table has every value of, or does not write.
 _OF_ONE_NET = {"bits": 8, "groups": 1, "clamp": True, "output": None, "report": None}
 _CONFIG_OPTIONS = ("bits", "range", "percentile", "groups", "clamp", "first", "last")
@@ -23,9 +27,7 @@ _CONFIG_OPTIONS = ("bits", "range", "percentile", "groups", "clamp", "first", "l
 
 def add_arguments(parser: ArgumentParser) -> None:
     """Declares the options of `torchadder quantize`."""
-    parser.add_argument(
-        "checkpoint", help="A .safetensors file written by training, or a run folder (its best)."
-    )
+    add_checkpoint(parser)
     parser.add_argument(
         "--output", type=str | None, help="A new file (default: beside the checkpoint, -int8)."
     )
@@ -53,24 +55,13 @@ def add_arguments(parser: ArgumentParser) -> None:
         type=str | None,
         help="Write accuracies at 8, 6, 5, 4 bits with every scheme to this folder, no checkpoint.",
     )
-    parser.add_argument(
-        "--data.source", type=str | None, help="Images (default: those of the training run)."
-    )
-    parser.add_argument("--data.image_column", type=str | None, help="Column of the images.")
-    parser.add_argument("--data.label_column", type=str | None, help="Column of the labels.")
-    parser.add_argument("--data.val_split", type=str | None, help="Split to evaluate on.")
-    parser.add_argument("--data.val_fraction", type=float | None, help="Part to hold out.")
-    parser.add_argument(
-        "--batch_size",
-        type=int | None,
-        help="Images per batch (default: 250; detectors: as in training).",
-    )
+    add_images(parser, "250; detectors: as in training")
     parser.add_argument("--threads", type=int | None, help="Threads of torch on the CPU.")
 
 
 def rewrite(argv: list[str]) -> list[str]:
     """Lets options be spelled with dashes."""
-    return [_underscored(word) if word.startswith("--") else word for word in argv]
+    return underscored(argv)
 
 
 def run(args: Any) -> None:
@@ -78,15 +69,14 @@ def run(args: Any) -> None:
     from torchadder.quantize import Int8Config
 
     config = Int8Config(**{name: args[name] for name in _CONFIG_OPTIONS})
-    if args.batch_size is not None and args.batch_size < 1:
-        raise UserError(f"--batch_size = {args.batch_size}: at least 1 is wanted")
+    data = given_data(args)
     if args.table:
         _refuse_options_of_one_net(args)
     from torchadder.training.weights import weights_of
 
     set_threads(args.threads)
     output = None if args.table else _output(args.output, weights_of(args.checkpoint))
-    net = _opened(args)
+    net = _opened(args, data)
     if output is None:
         from torchadder.training.quantization_table import write_table
 
@@ -104,11 +94,10 @@ def run(args: Any) -> None:
     show_left_out(net.images.left_out)
 
 
-def _opened(args: Any) -> Any:
+def _opened(args: Any, data: dict[str, Any]) -> Any:
     """The checkpoint with its images."""
     from torchadder.training.evaluation import is_detector
 
-    data = {key: args.data[key] for key in _DATA_OPTIONS if args.data[key] is not None}
     sizes = {"num_images": args.images, "batch_size": args.batch_size}
     given = {name: value for name, value in sizes.items() if value is not None}
     if is_detector(args.checkpoint):
@@ -172,8 +161,3 @@ def _precision(figures: Any) -> str:
     return ", ".join(
         f"{name} {'-' if share is None else f'{100 * share:.2f} %'}" for name, share in shares
     )
-
-
-def _underscored(word: str) -> str:
-    name, equals, value = word.partition("=")
-    return "--" + name[2:].replace("-", "_") + equals + value
