@@ -12,12 +12,8 @@ import annotated
 import torchadder
 from small_detectors import small
 from torchadder.cli import main
-from torchadder.data.detection import (
-    DetectionData,
-    DetectionDataError,
-    open_detection,
-    split_to_evaluate,
-)
+from torchadder.data.detection import DetectionData, DetectionDataError, open_detection
+from torchadder.data.sources import DataError, split_to_evaluate
 from torchadder.training.detector_evaluation import find, open_detector, open_images_for
 from torchadder.training.recipe import DataConfig, DetectionConfig
 
@@ -68,10 +64,10 @@ def test_the_split_to_evaluate(tmp_path):
     source = open_detection(annotated.write_voc(tmp_path / "voc"))
     assert split_to_evaluate(source).name == "validation"
     assert split_to_evaluate(source, "trainval").name == "trainval"
-    with pytest.raises(DetectionDataError, match="val_split='dev': the data has train"):
+    with pytest.raises(DataError, match=r"data.val_split='dev': the data has train"):
         split_to_evaluate(source, "dev")
     del source.splits["validation"]
-    with pytest.raises(DetectionDataError, match="the splits train, trainval; val_split chooses"):
+    with pytest.raises(DataError, match=r"splits train, trainval; data.val_split chooses one"):
         split_to_evaluate(source)
 
 

@@ -11,10 +11,10 @@ import contextlib
 import functools
 import itertools
 import re
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 import pyarrow as pa
@@ -32,6 +32,7 @@ SPLIT_WORDS = {
     "test": "test",
     "testing": "test",
 }
+_AnySplit = TypeVar("_AnySplit")
 SPLIT_SEED = 20201  # the division of a data set must not move with the seed of a run
 
 
@@ -204,11 +205,16 @@ def divide(source: ImageSource, val_split: str | None, val_fraction: float) -> t
     return train, val
 
 
-def split_to_evaluate(source: ImageSource, name: str | None = None) -> Split:
+class _HasSplits(Protocol[_AnySplit]):
+    @property
+    def splits(self) -> dict[str, _AnySplit]: ...
+
+
+def split_to_evaluate(source: _HasSplits[_AnySplit], name: str | None = None) -> _AnySplit:
     """The split to evaluate on, whole, where nothing of the source was trained on.
 
     Args:
-        source: The data set.
+        source: The data set, of single labels or of annotated images.
         name: Its name; None: "validation", else "test", else the only one.
 
     Raises:
@@ -225,7 +231,7 @@ def split_to_evaluate(source: ImageSource, name: str | None = None) -> Split:
     return splits[chosen[0]]
 
 
-def _check_split(splits: dict[str, Split], name: str | None) -> None:
+def _check_split(splits: Collection[str], name: str | None) -> None:
     if name is not None and name not in splits:
         raise DataError(f"data.val_split={name!r}: the data has {', '.join(splits)}")
 

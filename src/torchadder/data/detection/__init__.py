@@ -29,7 +29,6 @@ if TYPE_CHECKING:
     from torchadder.data.detection.opening import divide as divide
     from torchadder.data.detection.opening import find_format as find_format
     from torchadder.data.detection.opening import open_detection as open_detection
-    from torchadder.data.detection.opening import split_to_evaluate as split_to_evaluate
     from torchadder.data.detection.problems import DetectionDataError as DetectionDataError
     from torchadder.data.detection.problems import LeftOut as LeftOut
     from torchadder.data.detection.tables import Categories as Categories
@@ -56,7 +55,6 @@ _NAMES = {
     "divide": "opening",
     "find_format": "opening",
     "open_detection": "opening",
-    "split_to_evaluate": "opening",
     "write_json": "writing",
 }
 
@@ -76,7 +74,6 @@ __all__ = [
     "divide",
     "find_format",
     "open_detection",
-    "split_to_evaluate",
     "write_json",
 ]
 

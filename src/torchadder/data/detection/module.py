@@ -11,11 +11,12 @@ from torch.utils.data import DataLoader
 
 from torchadder.data.detection.digits import DigitScenes
 from torchadder.data.detection.items import DetectionImages, collate
-from torchadder.data.detection.opening import divide, open_detection, split_to_evaluate
+from torchadder.data.detection.opening import divide, open_detection
 from torchadder.data.detection.problems import LeftOut
 from torchadder.data.detection.tables import DetectionSource
 from torchadder.data.detection.transforms import Augmentation
 from torchadder.data.epochs import EpochData
+from torchadder.data.sources import split_to_evaluate
 
 
 class DetectionData(EpochData):

@@ -198,28 +198,6 @@ def divide(
     return train.select(chosen, rows), train.select("validation", held_out_rows)
 
 
-def split_to_evaluate(source: DetectionSource, name: str | None = None) -> DetectionSplit:
-    """The split to evaluate on, whole, where nothing of the source was trained on.
-
-    Args:
-        source: The annotated images.
-        name: Its name; None: "validation", else "test", else the only one.
-
-    Raises:
-        DetectionDataError: If there is none of that name, or the name is wanted.
-    """
-    splits = source.splits
-    if name is not None and name not in splits:
-        raise DetectionDataError(f"val_split={name!r}: the data has {', '.join(splits)}")
-    usual = [name] if name is not None else ["validation", "test"]
-    chosen = [split for split in usual if split in splits] or list(splits)
-    if len(splits) > 1 and chosen[0] not in usual:
-        raise DetectionDataError(
-            f"the data has the splits {', '.join(splits)}; val_split chooses one to evaluate on"
-        )
-    return splits[chosen[0]]
-
-
 def _read(
     source: Any, format: str, options: Options, problems: Problems
 ) -> tuple[Categories, dict[str, DetectionSplit]]:
