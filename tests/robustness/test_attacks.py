@@ -212,6 +212,43 @@ def test_gradients_that_are_not_finite_give_no_nan():
     assert torch.isfinite(found.images).all()
 
 
+class Overflowing(nn.Module):
+    """Names the brighter of two pixels, and nothing at all where the first is above a half."""
+
+    def forward(self, x):
+        row = x.flatten(1)
+        return torch.where(row[:, :1] > 0.5, torch.nan, row)
+
+
+@pytest.mark.parametrize("attack", [fgsm, square])
+def test_logits_that_are_not_finite_name_no_class(attack):
+    """The index of the highest one would be 0, which is the label here."""
+    model = Overflowing().eval()
+    images = torch.tensor([[0.9, 0.1], [0.45, 0.2], [0.2, 0.1]]).view(3, 1, 1, 2)
+    labels = torch.zeros(3, dtype=torch.int64)
+    found = attack(model, images, labels, epsilon=0.0)
+    assert found.wrong_before.tolist() == [True, False, False]
+    assert found.success.tolist() == [True, False, False]
+    bright = torch.tensor([[[[1.0]], [[0.4]]]])
+    model = nn.Sequential(nn.Flatten(), Excluding()).eval()
+    assert attack(model, bright, labels[:1], epsilon=0.0).accuracy == 1
+
+
+class Excluding(nn.Module):
+    """A third class that is never named: its logit is minus infinity."""
+
+    def forward(self, x):
+        return torch.cat([x, torch.full_like(x[:, :1], -torch.inf)], 1)
+
+
+def test_square_takes_an_answer_that_is_not_finite_for_success():
+    images = torch.tensor([[0.45, 0.2]]).view(1, 1, 1, 2)
+    model, label = Overflowing().eval(), torch.tensor([0])
+    found = square(model, images, label, epsilon=0.1, queries=20)
+    assert found.success.all()
+    assert float(found.images[0, 0, 0, 0]) > 0.5
+
+
 def state_of(model):
     return (
         {name: value.clone() for name, value in model.state_dict().items()},

@@ -6,6 +6,7 @@ import json
 import pytest
 import torch
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from attacked_nets import labelled, small
 from torchadder.robustness import (
@@ -165,14 +166,82 @@ def test_the_model_is_left_as_it_was(adder_report):
         ({"labels": None}, "labels are missing"),
         ({"images": torch.rand(12, 3, 8, 8) * 255}, r"images must lie in \[0, 1\]"),
         ({"transfer_from": small(classes=5)}, "4 classes of the model, got 5"),
+        ({"transfer_from": small().train()}, "transfer_from is in training mode"),
+        (
+            {"transfer_from": small(), "rows": ["clean", "fgsm"]},
+            "transfer_from is given, but rows leave 'transfer' out, got clean, fgsm",
+        ),
+        ({"batch_size": 1}, "at least 2 images in every batch, got 12 images with batch_size = 1"),
+        ({"images": torch.rand(1, 3, 8, 8), "labels": torch.tensor([0])}, "got 1 images"),
+        (
+            {"images": torch.rand(3, 3, 8, 8), "labels": torch.tensor([0, 1, 2]), "batch_size": 2},
+            "got 3 images with batch_size = 2",
+        ),
+        ({"images": torch.rand(12, 192)}, r"must have shape \(N, C, H, W\), got \(12, 192\)"),
+        ({"step": 0.0}, "step must be a positive number, got 0"),
+        ({"strong_iterations": 0}, "strong_iterations must be at least 1, got 0"),
+        ({"restarts": 0}, "restarts must be at least 1, got 0"),
+        ({"queries": 0}, "queries must be at least 1, got 0"),
+        ({"curve_iterations": 0}, "curve_iterations must be at least 1, got 0"),
     ],
 )
 def test_bad_input(net, batch, changes, message):
+    """Said before anything is attacked."""
     arguments = dict(zip(("images", "labels"), batch, strict=True)) | changes
-    if "transfer_from" in changes:
-        arguments["rows"] = ["transfer"]
     with pytest.raises(ValueError, match=message):
-        evaluate(net, **arguments)
+        evaluate(net, **arguments, progress=lambda step: pytest.fail(step.text))
+
+
+def test_a_single_image_can_be_evaluated_with_running_statistics(net):
+    images, labels = labelled(net)
+    options = {"rows": ["clean", "fgsm"], "statistics": ["running"], "epsilons": ()}
+    report = evaluate(net, images[:1], labels[:1], **options)
+    assert report.accuracy("clean", "running") == 1
+
+
+@pytest.mark.parametrize(
+    ("rows", "statistics"),
+    [(["clean", "bim7"], ["running"]), (["fgsm", "mim5"], ["batch"]), (["rfgsm5", "fgsm"], None)],
+)
+def test_examples_are_those_of_the_strongest_row_that_was_run(net, rows, statistics):
+    images, labels = labelled(net)
+    options = {"rows": rows, "statistics": statistics, "batch_size": 6, "epsilons": ()}
+    report = evaluate(net, images, labels, epsilon=0.05, **options)
+    own = [m for m in report.measurements if m.statistics == (statistics or ["running"])[0]]
+    strongest = min((m for m in own if m.gradient), key=lambda m: m.num_right)
+    assert report.examples.label == strongest.label
+    num_fooled = int((report.examples.named != report.examples.labels).sum())
+    assert num_fooled == min(8, 12 - strongest.num_right)
+
+
+def test_rows_without_a_gradient_leave_no_examples(net):
+    images, labels = labelled(net)
+    options = {"rows": ["clean", "square"], "queries": 2, "epsilons": ()}
+    assert evaluate(net, images, labels, **options).examples is None
+
+
+class NoFloat64(TorchDispatchMode):
+    """A device without float64, such as Apple's."""
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        found = func(*args, **(kwargs or {}))
+        if isinstance(found, torch.Tensor) and found.dtype == torch.float64:
+            raise TypeError(f"{func}: this device has no float64")
+        return found
+
+
+def test_a_device_without_float64(net):
+    images, labels = labelled(net)
+    bare = {"rows": ["clean"], "epsilons": (), "batch_size": 6}
+    attacked = pgd(net, images, labels, epsilon=0.05)
+    with NoFloat64():
+        model = Normalised(net, [0.5] * 3, [0.25] * 3).eval()
+        report = evaluate(model, images, labels, **bare)
+        shares = zero_gradients(model, images, labels)
+        found = attacked.accuracy, attacked.zero_share
+    assert report.measurements[0].calls_per_image == 1
+    assert shares.images == 0
+    assert found == (1 - int(attacked.success.sum()) / 12, 0)
 
 
 def test_switches_that_do_not_fit_the_model(adder):
@@ -237,6 +306,8 @@ def test_iterative_no_stronger_than_one_step(one_step, iterative, is_sign):
     rows.append(measured("one-step", 10 * one_step, total=1000))
     rows.append(measured("iterative", 10 * iterative, total=1000))
     assert names(*rows) == ["iterative no stronger than one-step"] * bool(is_sign)
+    for sign in find_signs(rows, [], [])[0]:
+        assert f"iterative leaves {iterative:.1f} %, not a point below the 30.0 %" in sign.text
 
 
 def test_black_box_stronger_than_white_box():
@@ -317,5 +388,8 @@ def test_normalised():
     assert torch.equal(model(x), want)
     with pytest.raises(ValueError, match="one value a channel"):
         Normalised(nn.Identity(), [0.5], [0.5, 0.5])
+    for shape in ((2, 3, 3, 3), (2, 1, 3, 3), (2, 2)):
+        with pytest.raises(ValueError, match=r"shape \(N, 2, H, W\), a channel for each mean, got"):
+            model(torch.rand(shape))
     with pytest.raises(ValueError, match="std must be positive"):
         Normalised(nn.Identity(), [0.5], [0.0])

@@ -10,6 +10,7 @@ from torch.nn.utils import parametrize
 import torchadder as ta
 from attacked_nets import labelled, small
 from torchadder.robustness import Normalised, batch_statistics, fgsm, input_gradient, pgd, square
+from torchadder.robustness.switching import is_coupled
 
 
 def gradient(model, x):
@@ -75,6 +76,36 @@ def test_after_an_exception_everything_is_as_before():
         raise KeyError
     assert torch.equal(gradient(model, X), wanted("clip"))
     assert not model._forward_hooks
+
+
+class Interrupted(nn.Module):
+    """Ctrl-C in the forward pass, once the model is called for the `after`-th time."""
+
+    def __init__(self, after):
+        super().__init__()
+        self.left = after
+
+    def forward(self, x):
+        self.left -= 1
+        if not self.left:
+            raise KeyboardInterrupt
+        return x
+
+
+def test_ctrl_c_in_a_forward_leaves_nothing_switched():
+    """Torch runs the hooks after a call for exceptions, and for KeyboardInterrupt not."""
+    model = small("adder")
+    other, norm = layer(), nn.BatchNorm2d(2).eval()
+    images, labels = labelled(model)
+    model.norm = nn.Sequential(model.norm, Interrupted(after=2))
+    with pytest.raises(KeyboardInterrupt), input_gradient(model, "sign"), batch_statistics(model):
+        fgsm(model.eval(), images, labels)
+    assert torch.equal(gradient(other, X), wanted("clip"))
+    assert torch.equal(norm(X), X / (1 + norm.eps) ** 0.5)
+    other(X).sum().backward()
+    assert other.weight.grad is not None
+    with input_gradient(other, "sign"):
+        assert torch.equal(gradient(other, X), wanted("sign"))
 
 
 def test_threads_do_not_see_each_other():
@@ -190,6 +221,21 @@ def test_images_of_a_batch_are_attacked_together(net):
                 halves = torch.cat([net(found.images[:6]), net(found.images[6:])])
             assert torch.equal(found.success, halves.argmax(1) != labels)
     handle.remove()
+
+
+def test_a_batch_norm_without_running_statistics_always_couples(net):
+    assert not is_coupled(net)
+    images, labels = labelled(net)
+    net.norm = nn.BatchNorm2d(6, track_running_stats=False).eval()
+    assert is_coupled(net)
+    sizes = []
+    handle = net.register_forward_pre_hook(lambda module, args: sizes.append(len(args[0])))
+    found = pgd(net, images, labels, batch_size=6, epsilon=0.3, restarts=2)
+    handle.remove()
+    assert set(sizes) == {6}
+    with torch.no_grad():
+        halves = torch.cat([net(found.images[:6]), net(found.images[6:])])
+    assert torch.equal(found.success, halves.argmax(1) != labels)
 
 
 def test_batches_are_of_nearly_equal_size(net):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -11,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from torchadder.robustness.ball import check_epsilon
-from torchadder.robustness.gradient_attacks import EPSILON, pgd
+from torchadder.robustness.gradient_attacks import EPSILON, check_step, pgd
 from torchadder.robustness.masking import find_signs
 from torchadder.robustness.report import (
     GRADIENTS,
@@ -29,7 +30,8 @@ from torchadder.robustness.switching import (
     has_batch_norm,
     input_gradient,
 )
-from torchadder.robustness.target import Target, check_inputs
+from torchadder.robustness.target import AttackResult, Target, check_inputs
+from torchadder.robustness.transfer import check_source
 from torchadder.robustness.zeros import zero_gradients
 
 EPSILONS = tuple(value / 255 for value in (1, 2, 4, 8, 16, 32, 64, 128))
@@ -110,7 +112,9 @@ def evaluate(
         The figures; ``str()`` is a table.
 
     Raises:
-        ValueError: If an argument cannot be used, a switch does not fit the model, or as of `fgsm`.
+        ValueError: If an argument cannot be used, a switch does not fit the model, statistics of
+            the batch are asked for and a batch holds one image, or `transfer_from` is in training
+            mode, has other classes or is given though `rows` leave it out; or as of `fgsm`.
         TypeError: As of `fgsm`.
 
     Examples:
@@ -127,14 +131,31 @@ def evaluate(
     if not epsilon > 0:
         raise ValueError(f"epsilon must be above 0 to compare attacks, got {epsilon:g}")
     step = epsilon / 4 if step is None else step
+    check_step(step)
+    for name, number in (
+        ("strong_iterations", strong_iterations),
+        ("restarts", restarts),
+        ("queries", queries),
+        ("curve_iterations", curve_iterations),
+    ):
+        if number < 1:
+            raise ValueError(f"{name} must be at least 1, got {number}")
+    if images.dim() != 4:
+        raise ValueError(f"images must have shape (N, C, H, W), got {tuple(images.shape)}")
+    chosen_rows = _chosen_rows(rows, transfer_from)
+    if transfer_from is not None:
+        check_source("transfer_from", transfer_from, model, images)
+    chosen_statistics = _chosen_statistics(statistics, model)
+    if "batch" in chosen_statistics:
+        _check_batches(len(images), batch_size)
     settings = Settings(epsilon, step, batch_size, strong_iterations, restarts, queries, seed=seed)
     work = _Work(
         model,
         images,
-        labels,
+        labels.to(images.device),
         settings,
-        rows=_chosen_rows(rows, transfer_from),
-        statistics=_chosen_statistics(statistics, model),
+        rows=chosen_rows,
+        statistics=chosen_statistics,
         gradients=_chosen_gradients(gradients, model),
         source=transfer_from,
         epsilons=_checked_epsilons(epsilons),
@@ -174,6 +195,7 @@ class _Work:
         self.curves: list[Curve] = []
         self.zeros: list[Zeros] = []
         self.examples: Examples | None = None
+        self.examples_left = len(images) + 1
 
     def run(self, progress: Callable[[Progress], None] | None) -> RobustnessReport:
         start = time.monotonic()
@@ -236,8 +258,8 @@ class _Work:
             else:
                 found = row.run(self.model, self.images, self.labels, self.settings, self.source)
                 is_right, num_calls = ~found.success.cpu(), found.num_calls
-                if statistics == "running" and row.uses_gradient and name in ("fgsm", "pgd7"):
-                    self._keep_examples(name, found.images, ~found.wrong_before, found.success)
+                if row.uses_gradient and statistics == self.statistics[0]:
+                    self._keep_examples(name, found)
         self.measurements.append(
             Measurement(
                 row=name,
@@ -246,26 +268,30 @@ class _Work:
                 statistics=statistics,
                 gradient=gradient,
                 is_right=is_right,
-                calls_per_image=float(num_calls.double().mean()),
+                calls_per_image=int(num_calls.sum()) / len(num_calls),
                 seconds=time.monotonic() - start,
             )
         )
 
-    def _keep_examples(
-        self, name: str, adversarial: Tensor, was_right: Tensor, success: Tensor
-    ) -> None:
-        """Images that the attack fooled, or withstood it where there are too few."""
-        order = torch.argsort((was_right & success).int() * 2 + was_right.int(), descending=True)
+    def _keep_examples(self, name: str, found: AttackResult) -> None:
+        """Images that the strongest attack so far fooled, or that withstood it if too few are."""
+        num_left = int((~found.success).sum())
+        if num_left >= self.examples_left:
+            return
+        self.examples_left = num_left
+        was_right = ~found.wrong_before
+        order = torch.argsort(
+            (was_right & found.success).int() * 2 + was_right.int(), descending=True
+        )
         chosen = order[:NUM_EXAMPLES].sort().values
-        device = next(self.model.parameters(), self.images).device
-        with torch.no_grad():
-            named = self.model(adversarial[chosen].to(device)).argmax(1)
+        # All of them are asked about, for those of a batch may influence each other.
+        attacked = Target(self.model, found.images, self.labels, self.settings.batch_size)
         self.examples = Examples(
             label=_label(name, self.settings),
             clean=self.images[chosen].cpu(),
-            adversarial=adversarial[chosen].cpu(),
+            adversarial=found.images[chosen].cpu(),
             labels=self.labels[chosen].cpu(),
-            named=named.cpu(),
+            named=attacked.named[chosen.to(attacked.device)].cpu(),
         )
 
     def _count_zeros(self, statistics: str, gradient: str) -> None:
@@ -355,6 +381,10 @@ def _chosen_rows(rows: Sequence[str] | None, source: nn.Module | None) -> list[s
     if rows is None:
         return [name for name in ROWS if name != "transfer" or source is not None]
     _check_known("rows", rows, list(ROWS))
+    if "transfer" not in rows and source is not None:
+        raise ValueError(
+            f"transfer_from is given, but rows leave 'transfer' out, got {', '.join(rows)}"
+        )
     if "transfer" in rows and source is None:
         raise ValueError("rows: 'transfer' wants another model, transfer_from")
     return [name for name in ROWS if name in rows]
@@ -370,6 +400,15 @@ def _chosen_statistics(statistics: Sequence[str] | None, model: nn.Module) -> li
             f"statistics: 'batch' wants a model with batch norm, {type(model).__name__} has none"
         )
     return [name for name in STATISTICS if name in statistics]
+
+
+def _check_batches(num_images: int, batch_size: int) -> None:
+    smallest = num_images // math.ceil(num_images / batch_size)  # batches of nearly equal size
+    if smallest < 2:
+        raise ValueError(
+            f"statistics: 'batch' wants at least 2 images in every batch, got {num_images} images "
+            f"with batch_size = {batch_size}"
+        )
 
 
 def _chosen_gradients(gradients: Sequence[str] | None, model: nn.Module) -> list[str]:

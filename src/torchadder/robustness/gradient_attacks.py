@@ -148,7 +148,7 @@ def bim(
         TypeError: As of `fgsm`.
     """
     ball = Ball(images, epsilon)
-    _check_step(step)
+    check_step(step)
     _check_iterations(iterations)
     target = Target(model, images, labels, batch_size, everything=everything)
     return target.result(_ascend(target, ball, _start(target), step, iterations))
@@ -195,7 +195,7 @@ def pgd(
         TypeError: As of `fgsm`.
     """
     ball = Ball(images, epsilon)
-    _check_step(step)
+    check_step(step)
     _check_iterations(iterations)
     if restarts < 1:
         raise ValueError(f"restarts must be at least 1, got {restarts}")
@@ -265,7 +265,7 @@ def mifgsm(
         TypeError: As of `fgsm`.
     """
     ball = Ball(images, epsilon)
-    _check_step(step)
+    check_step(step)
     _check_iterations(iterations)
     if not decay >= 0:
         raise ValueError(f"decay must be at least 0, got {decay:g}")
@@ -315,7 +315,8 @@ def _generator(seed: int) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
 
 
-def _check_step(step: float) -> None:
+def check_step(step: float) -> None:
+    """Raise ValueError unless a step can be taken."""
     if not 0 < step < float("inf"):
         raise ValueError(f"step must be a positive number, got {step:g}")
 

@@ -60,7 +60,8 @@ def _one_step(measurements: Sequence[Measurement]) -> Iterator[Check]:
             and iterative.accuracy > single.accuracy - TOLERANCE
         )
         text = (
-            f"{_place(statistics, gradient)}: {_says(iterative)}, no less than {_says(single)}"
+            f"{_place(statistics, gradient)}: {_says(iterative)}, not a point below the "
+            f"{100 * single.accuracy:.1f} % of {single.label}"
             if is_sign
             else None
         )

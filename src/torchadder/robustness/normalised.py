@@ -21,10 +21,11 @@ class Normalised(nn.Module):
         std: Standard deviation of each channel, above 0.
 
     Shape:
-        (N, C, ...) to whatever the model returns.
+        (N, C, H, W) to whatever the model returns.
 
     Raises:
-        ValueError: mean and std differ in length, or an std is not positive.
+        ValueError: mean and std differ in length, or an std is not positive; called with images of
+            another number of channels.
 
     Examples:
         >>> import torch
@@ -45,12 +46,18 @@ class Normalised(nn.Module):
         self.model = model
         first = next(model.parameters(), torch.empty(0))
         for name, values in (("mean", mean), ("std", std)):
-            column = torch.tensor(values, dtype=torch.float64).view(-1, 1, 1).to(first.device)
+            # Not float64, which not every device has.
+            column = torch.tensor(values, dtype=torch.float32).view(-1, 1, 1).to(first.device)
             self.register_buffer(name, column, persistent=False)
         self.training = model.training  # not train(), which would change the model's parts
 
     def forward(self, images: Tensor) -> Tensor:
         """Logits of images in [0, 1]."""
+        if images.shape[-3:-2] != self.mean.shape[:1]:
+            raise ValueError(
+                f"images must have shape (N, {len(self.mean)}, H, W), a channel for each mean, got "
+                f"{tuple(images.shape)}"
+            )
         normal = (images - self.mean.to(images.dtype)) / self.std.to(images.dtype)
         first = next(self.model.parameters(), normal)
         return self.model(normal.to(first.dtype))

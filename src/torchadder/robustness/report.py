@@ -131,7 +131,8 @@ class RobustnessReport:
         zeros: Exact zeros among the input gradients.
         signs: Signs of gradient masking.
         num_checks: How many signs were looked for.
-        examples: Some attacked images; None if no row with a gradient was run.
+        examples: Some images of the strongest row that follows the gradient, in the first setting
+            of batch norm; None if no such row was run.
         seconds: Time of the whole evaluation.
     """
 

@@ -2,7 +2,7 @@
 
 Nothing of the model is changed. A switch is a mode of the thread that enters it: it rewrites the
 arguments of adder and batch-norm operations on their way to torch. Other threads may train or
-attack the same model meanwhile, and an exception leaves nothing behind.
+attack the same model meanwhile, and neither an exception nor Ctrl-C leaves anything behind.
 """
 
 from __future__ import annotations
@@ -64,8 +64,10 @@ class _Switch(TorchFunctionMode):
         return self
 
     def __exit__(self, *exception: Any) -> None:
-        _state.modes.remove(self)
-        super().__exit__(*exception)
+        """Leave this switch and those after it, which an interrupted call did not leave."""
+        while self in _state.modes:
+            _state.modes.pop()
+            super().__exit__(*exception)
 
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
@@ -228,8 +230,14 @@ def constant_weights() -> contextlib.AbstractContextManager[Any]:
 
 
 def is_coupled(model: nn.Module) -> bool:
-    """Whether the images of a batch influence each other now, by `batch_statistics`."""
-    return bool(_state.coupled) and not set(model.modules()).isdisjoint(_state.coupled)
+    """Whether the images of a batch influence each other now.
+
+    They do within `batch_statistics`, and always where a batch norm keeps no running statistics.
+    """
+    modules = set(model.modules())
+    return not modules.isdisjoint(_state.coupled) or any(
+        isinstance(module, _BatchNorm) and module.running_mean is None for module in modules
+    )
 
 
 def has_adder_layers(model: nn.Module) -> bool:
@@ -265,3 +273,6 @@ def _switched(model: nn.Module, **switches: Any) -> Iterator[None]:
     finally:
         for handle in handles:
             handle.remove()
+        # Torch runs no hook after a KeyboardInterrupt.
+        for switch in reversed(entered):
+            switch.__exit__(None, None, None)

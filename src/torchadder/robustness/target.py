@@ -19,8 +19,8 @@ class AttackResult:
 
     Attributes:
         images: Adversarial images, shape, dtype and device of those attacked.
-        success: Whether the model names another class than the label, bool (N). Images that it
-            got wrong before count.
+        success: Whether the model names another class than the label, or none because its highest
+            logit is not finite, bool (N). Images that it got wrong before count.
         wrong_before: Whether it did so without the attack, bool (N).
         zero_gradient: Whether the first input gradient was zero in every pixel, bool (N): such an
             image could not be attacked from where it was. False for attacks without gradients.
@@ -37,19 +37,19 @@ class AttackResult:
     @property
     def accuracy(self) -> float:
         """Share of the images whose class is still named, 0..1."""
-        return 1 - float(self.success.double().mean())
+        return 1 - share(self.success)
 
     @property
     def zero_share(self) -> float:
         """Share of the images whose first gradient was zero, 0..1."""
-        return float(self.zero_gradient.double().mean())
+        return share(self.zero_gradient)
 
 
 class Target:
     """A model with the images on which it is attacked.
 
     Images that the model gets wrong need no attack and are left out, unless the images of a batch
-    influence each other (`batch_statistics`): then the batches stay as they are throughout. Batches
+    influence each other (`is_coupled`): then the batches stay as they are throughout. Batches
     are as equal in size as can be, so that none is left with a single image.
 
     Args:
@@ -61,6 +61,7 @@ class Target:
 
     Attributes:
         rows: Numbers of the images to attack, ascending.
+        named: Class that the model names for each image before the attack.
         is_coupled: Whether the images of a batch influence each other.
 
     Raises:
@@ -93,7 +94,8 @@ class Target:
         everyone = torch.arange(len(images), device=self.device)
         logits = self.logits(self.images, everyone)
         self._check_classes(logits)
-        self.wrong_before = logits.argmax(1) != self.labels
+        self.named = logits.argmax(1)
+        self.wrong_before = self.is_wrong(logits, everyone)
         is_all = self.is_coupled or everything
         self.rows = everyone if is_all else (~self.wrong_before).nonzero().flatten()
 
@@ -142,14 +144,18 @@ class Target:
         return torch.nan_to_num(gradient, nan=0.0, posinf=_LARGE, neginf=-_LARGE)
 
     def is_wrong(self, logits: Tensor, rows: Tensor) -> Tensor:
-        """Whether logits name another class than the labels, bool (n)."""
-        return logits.argmax(1) != self.labels[rows]
+        """Whether logits name another class than the labels, or none (not finite), bool (n)."""
+        return (logits.argmax(1) != self.labels[rows]) | ~_names_a_class(logits)
 
     def margin(self, logits: Tensor, rows: Tensor) -> Tensor:
-        """Logit of the label minus the highest other one, (n); negative: another class is named."""
+        """Logit of the label minus the highest other one, (n); negative: another class is named.
+
+        Minus infinity where none is named.
+        """
         labels = self.labels[rows, None]
         own = logits.gather(1, labels)[:, 0]
-        return own - logits.scatter(1, labels, -math.inf).amax(1)
+        margin = own - logits.scatter(1, labels, -math.inf).amax(1)
+        return torch.where(_names_a_class(logits), margin, -math.inf)
 
     def pooled(self, values: Tensor) -> Tensor:
         """Values of all attacked images, (n); where a batch is one whole, its mean for each."""
@@ -196,6 +202,11 @@ class Target:
 _LARGE = 1e30
 
 
+def _names_a_class(logits: Tensor) -> Tensor:
+    """Whether the highest logit is finite, bool (n); a class may be excluded by minus infinity."""
+    return logits.amax(1).isfinite()
+
+
 def _ordinary(tensor: Tensor) -> Tensor:
     """The tensor, or its copy if it was made in inference mode."""
     return tensor.clone() if tensor.is_inference() else tensor
@@ -230,10 +241,20 @@ def check_inputs(
         raise ValueError(f"labels must have shape ({len(images)},), got {tuple(labels.shape)}")
     if batch_size is not None and batch_size < 1:
         raise ValueError(f"batch_size must be at least 1, got {batch_size}")
+    check_mode("model", model)
+
+
+def check_mode(argument: str, model: nn.Module) -> None:
+    """Raise ValueError unless a model is in evaluation mode."""
     training = next((name for name, module in model.named_modules() if module.training), None)
     if training is not None:
         where = f"its module {training!r}" if training else type(model).__name__
         raise ValueError(
-            f"model is in training mode ({where}): call model.eval(); statistics of the batch are "
-            "had by torchadder.robustness.batch_statistics(model)"
+            f"{argument} is in training mode ({where}): call {argument}.eval(); statistics of the "
+            f"batch are had by torchadder.robustness.batch_statistics({argument})"
         )
+
+
+def share(chosen: Tensor) -> float:
+    """Share of what is True, 0..1; without float64, which not every device has."""
+    return int(chosen.sum()) / chosen.numel()

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from torchadder.robustness.attacks import ATTACKS
-from torchadder.robustness.target import AttackResult, Target
+from torchadder.robustness.target import AttackResult, Target, check_mode
 
 
 @torch.inference_mode(False)
@@ -42,19 +42,14 @@ def transfer(
         `zero_gradient` speaks of `source`.
 
     Raises:
-        ValueError: If the models have different numbers of classes, the attack is unknown, or as of
-            the attack.
+        ValueError: If the source is in training mode or has another number of classes, the attack
+            is unknown, or as of the attack.
         TypeError: As of the attack.
     """
     if attack not in ATTACKS:
         raise ValueError(f"attack must be one of {', '.join(ATTACKS)}, got {attack!r}")
     target = Target(model, images, labels, batch_size)
-    first = images[:2]
-    counts = [_num_classes(net, first) for net in (source, model)]
-    if counts[0] != counts[1]:
-        raise ValueError(
-            f"source must have the {counts[1]} classes of the model, got {counts[0]} classes"
-        )
+    check_source("source", source, model, images)
     made = ATTACKS[attack](
         source, images, labels, batch_size=batch_size, everything=True, **options
     )
@@ -66,6 +61,16 @@ def transfer(
         zero_gradient=made.zero_gradient,
         num_calls=outcome.num_calls,
     )
+
+
+def check_source(argument: str, source: nn.Module, model: nn.Module, images: Tensor) -> None:
+    """Raise ValueError unless images made for `source` can be tried on `model`."""
+    check_mode(argument, source)
+    counts = [_num_classes(net, images[:2]) for net in (source, model)]
+    if counts[0] != counts[1]:
+        raise ValueError(
+            f"{argument} must have the {counts[1]} classes of the model, got {counts[0]} classes"
+        )
 
 
 def _num_classes(model: nn.Module, images: Tensor) -> int:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from torchadder.robustness.target import Target
+from torchadder.robustness.target import Target, share
 
 
 @dataclass(frozen=True)
@@ -41,4 +41,4 @@ def zero_gradients(
     """
     target = Target(model, images, labels, batch_size, everything=True)
     zero = (target.gradient(target.images, target.rows) == 0).flatten(1)
-    return ZeroGradients(float(zero.all(1).double().mean()), float(zero.double().mean()))
+    return ZeroGradients(share(zero.all(1)), share(zero))
