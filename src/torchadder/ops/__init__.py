@@ -16,10 +16,10 @@ from torchadder.ops.cpu import cpu_library_info as cpu_library_info
 from torchadder.ops.geometry import GRAD_RULES as GRAD_RULES
 from torchadder.ops.geometry import Geometry as Geometry
 from torchadder.ops.geometry import output_size as output_size
-from torchadder.ops.triton.tuning import autotune as autotune
-from torchadder.ops.weight_gradient import (
+from torchadder.ops.precision import (
     allow_tf32_in_weight_gradient as allow_tf32_in_weight_gradient,
 )
+from torchadder.ops.triton.tuning import autotune as autotune
 
 __all__ = [
     "GRAD_RULES",

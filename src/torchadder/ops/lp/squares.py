@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from torchadder.ops import weight_gradient
+from torchadder.ops import precision, weight_gradient
 from torchadder.ops.geometry import Geometry, accumulation_dtype, memory_format, output_shape
 
 
@@ -37,8 +37,9 @@ def adder2d(input: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geomet
         distance = w.square().sum((1, 2, 3))[:, None, None].expand(N, O, P, Q)
     else:
         ones = _ones(weight, geometry, dtype)
-        x_squares = F.conv2d(_group_sums(x.square(), geometry.groups), ones, None, *geometry)
-        products = F.conv2d(x, w, None, *geometry)
+        with precision.of_convolutions(x.device):
+            x_squares = F.conv2d(_group_sums(x.square(), geometry.groups), ones, None, *geometry)
+            products = F.conv2d(x, w, None, *geometry)
         w_squares = w.square().sum((1, 2, 3)).unflatten(0, (geometry.groups, -1))
         cross = products.unflatten(1, (geometry.groups, -1))
         sums = x_squares.unsqueeze(2) + w_squares[..., None, None]
@@ -50,11 +51,8 @@ def adder2d(input: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geomet
 def _convolution_input_gradient(
     grad_output: Tensor, input: Tensor, weight: Tensor, geometry: Geometry
 ) -> Tensor:
-    gradient, _, _ = torch.ops.aten.convolution_backward(
-        grad_output, input, weight, None, geometry.stride, geometry.padding, geometry.dilation,
-        False, [0, 0], geometry.groups, [True, False, False],
-    )  # fmt: skip
-    return gradient
+    mask = (True, False, False)
+    return weight_gradient.convolution_backward(grad_output, input, weight, geometry, mask)[0]
 
 
 def adder2d_backward_input(
