@@ -22,6 +22,7 @@ def cache(tmp_path, monkeypatch):
     monkeypatch.delenv("TORCHADDER_AUTOTUNE", raising=False)
     monkeypatch.setattr(tuning, "_asked", None)
     tuning._table.cache_clear()
+    tuning._warn_once.cache_clear()
     yield tmp_path / "cache" / "tiles.json"
     tuning._table.cache_clear()
 
@@ -80,6 +81,50 @@ def test_damaged_table_warns_and_is_not_used(cache, text):
     cache.write_text(text)
     with pytest.warns(UserWarning, match="is no table of tiles"):
         assert run_best() == [A]
+
+
+def without_home(monkeypatch):
+    for name in ("TORCHADDER_CACHE", "XDG_CACHE_HOME"):
+        monkeypatch.delenv(name, raising=False)
+
+    def home():
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.setattr(tuning.Path, "home", home)
+
+
+def test_home_is_looked_for_only_where_no_variable_says_the_place(cache, monkeypatch):
+    without_home(monkeypatch)
+    monkeypatch.setenv("XDG_CACHE_HOME", "/caches")
+    assert tuning.cache_file() == tuning.Path("/caches/torchadder/tiles.json")
+    monkeypatch.setenv("TORCHADDER_CACHE", "/cache")
+    assert tuning.cache_file() == tuning.Path("/cache/tiles.json")
+
+
+def test_no_home_is_no_table(cache, stopwatch, monkeypatch):
+    without_home(monkeypatch)
+    assert run_best() == [A]
+    tuning.autotune()
+    with pytest.warns(UserWarning, match=r"kept for this process only .Could not determine home"):
+        assert run_best() == [A, B, C, B]
+    assert run_best() == [B]
+
+
+def test_table_that_may_not_be_read_is_none(cache, monkeypatch):
+    def refused(*args, **kwargs):
+        raise PermissionError("denied")
+
+    monkeypatch.setattr(tuning.Path, "read_text", refused)
+    monkeypatch.setattr(tuning.Path, "exists", refused)
+    assert run_best() == [A]
+
+
+def test_disk_that_takes_no_table_warns_once(cache, stopwatch):
+    cache.parent.write_text("a file where the folder should be")
+    with pytest.warns(UserWarning, match="measured tiles are kept for this process only"):
+        tuning._keep("first", A)
+    tuning._keep("second", B)
+    assert tuning._table()["second"] == B
 
 
 def test_shipped_table_is_readable():

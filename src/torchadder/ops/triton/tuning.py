@@ -4,7 +4,11 @@ Without a measurement the model of :mod:`tiles` chooses. Nothing is measured unl
 with :func:`autotune` or ``TORCHADDER_AUTOTUNE=1``; then the first call of a new shape tries every
 tile on the operands at hand and keeps the fastest in ``$TORCHADDER_CACHE/tiles.json``, by default
 ``~/.cache/torchadder/tiles.json``. The tile changes the order of nothing: each sum runs over its
-terms in the same order, so results do not depend on what was measured.
+terms in the same order. Yet which pixels and channels share a tile decides who takes the long
+formula of the input gradient with one that needs it (README.md, Rounding): there, and only there,
+last bits depend on what was measured.
+
+A table that cannot be read or written, for want of a home directory or of the right to, is none.
 """
 
 from __future__ import annotations
@@ -42,35 +46,56 @@ def _is_asked() -> bool:
 
 
 def cache_file() -> Path:
-    """Where measured tiles are kept."""
-    default = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "torchadder"
-    return Path(os.environ.get("TORCHADDER_CACHE") or default) / "tiles.json"
+    """Where measured tiles are kept.
+
+    Raises:
+        RuntimeError: no variable names the place, and there is no home directory.
+    """
+    folder = os.environ.get("TORCHADDER_CACHE")
+    if folder:
+        return Path(folder) / "tiles.json"
+    caches = os.environ.get("XDG_CACHE_HOME")
+    return (Path(caches) if caches else Path.home() / ".cache") / "torchadder" / "tiles.json"
 
 
 def _read(path: Path) -> dict[str, Tile]:
-    if not path.exists():
-        return {}
     try:
         entries = json.loads(path.read_text(encoding="utf-8"))
         return {key: Tile(*(int(n) for n in numbers)) for key, numbers in entries.items()}
-    except (OSError, ValueError, TypeError, AttributeError) as error:
+    except OSError:  # not there, or not for us
+        return {}
+    except (ValueError, TypeError, AttributeError) as error:
         warnings.warn(f"{path} is no table of tiles ({error}); it is not used", stacklevel=2)
         return {}
 
 
 @functools.cache
 def _table() -> dict[str, Tile]:
-    return _read(_SHIPPED) | _read(cache_file())
+    try:
+        return _read(_SHIPPED) | _read(cache_file())
+    except RuntimeError:  # no home directory
+        return _read(_SHIPPED)
 
 
 def _keep(key: str, tile: Tile) -> None:
     _table()[key] = tile
-    path = cache_file()
+    try:
+        _write(cache_file(), key, tile)
+    except (OSError, RuntimeError) as error:
+        _warn_once(f"measured tiles are kept for this process only ({error})")
+
+
+def _write(path: Path, key: str, tile: Tile) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     entries = _read(path) | {key: tile}
     part = path.with_name(f"{path.name}.{os.getpid()}")
     part.write_text(json.dumps(entries, indent=0, sort_keys=True) + "\n", encoding="utf-8")
     os.replace(part, path)
+
+
+@functools.cache
+def _warn_once(message: str) -> None:
+    warnings.warn(message, stacklevel=2)
 
 
 def _milliseconds(run: Callable[[], Tensor]) -> float:
