@@ -13,7 +13,7 @@ from torch.utils.flop_counter import FlopCounterMode
 import torchadder.functional as AF
 from torchadder import models
 from torchadder.energy import CostTable, OpEnergy, count
-from torchadder.energy.report import short_number
+from torchadder.energy.report import short_energy, short_number
 from torchadder.nn import Adder1d, Adder2d, AdderLinear, AdderTranspose2d
 
 
@@ -443,3 +443,19 @@ def test_torchs_flop_counter_sees_the_backward_pass():
     counts = counter.get_flop_counts()["Global"]
     assert counts[torch.ops.torchadder.adder2d] == forward
     assert counter.get_total_flops() >= 3 * forward
+
+
+@pytest.mark.parametrize(
+    ("energy_pj", "text"),
+    [
+        (0, "0.0 pJ"),
+        (999.94, "999.9 pJ"),
+        (999.96, "1.0 nJ"),
+        (999_940, "999.9 nJ"),
+        (999_960, "1.0 uJ"),
+        (318e6, "318.0 uJ"),
+        (2.5e12, "2.5 J"),
+    ],
+)
+def test_energies_go_to_the_next_unit_as_they_are_printed(energy_pj, text):
+    assert short_energy(energy_pj) == text

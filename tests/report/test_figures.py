@@ -3,11 +3,13 @@
 import matplotlib
 import numpy as np
 import pytest
+import torch
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from torchadder.report import figures
 from torchadder.report.alignment_figure import alignment
+from torchadder.report.detection import Panel, draw_panels, draw_precision
 from torchadder.report.evaluation import LayerWeights, Mistake
 from torchadder.report.figures import Cloud, Curve, WeightRow
 from torchadder.report.style import DARK, DPI, LIGHT, THEMES, save
@@ -183,6 +185,34 @@ def test_spread_keeps_both_ends():
     layers = [_weights(10, str(index)) for index in range(20)]
     assert [layer.name for layer in figures.spread(layers, 6)] == ["0", "4", "8", "11", "15", "19"]
     assert figures.spread(layers[:3], 6) == layers[:3]
+
+
+HARD_NAMES = ["price_$1_$2", "$\\alpha$ {", "\N{CJK UNIFIED IDEOGRAPH-732B}", "a_b^c \\$"]
+
+
+def test_names_are_no_formulas_and_may_lack_glyphs(tmp_path):
+    """Classes, layers and folders are called what they are called; warnings would be errors."""
+    cloud = Cloud(HARD_NAMES[0], np.random.default_rng(1).normal(size=(40, 2)), np.arange(40) % 4)
+    rows = [WeightRow("", "adder", [_weights(name=HARD_NAMES[0])])]
+    drawn = {
+        "clouds": lambda theme: figures.feature_clouds([cloud], HARD_NAMES, theme),
+        "mistakes": lambda theme: figures.misclassified(_mistakes(3, 3), 3 * HARD_NAMES, theme),
+        "counts": lambda theme: figures.confusion_matrix(_counts(4), HARD_NAMES, "adder", theme),
+        "weights": lambda theme: figures.weight_histograms(rows, theme),
+    }
+    for stem, function in drawn.items():
+        figure = function(LIGHT)
+        assert any(HARD_NAMES[0] in text.get_text() for text in _texts(figure))
+        assert save([figure, function(DARK)], tmp_path, stem)[0].is_file()
+
+
+def test_names_of_detected_classes_are_no_formulas(tmp_path):
+    precision = {name: np.linspace(1, 0, 101) for name in HARD_NAMES}
+    draw_precision(tmp_path, precision, dict.fromkeys(HARD_NAMES, 0.5), "adder")
+    image = torch.zeros(3, 32, 32, dtype=torch.uint8)
+    boxes = np.array([[2.0, 2, 20, 20]] * 4)
+    draw_panels(tmp_path / "boxes.png", [Panel(HARD_NAMES[0], image, boxes, HARD_NAMES, range(4))])
+    assert (tmp_path / "boxes.png").is_file()
 
 
 def test_both_themes_are_saved(tmp_path):

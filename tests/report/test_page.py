@@ -25,7 +25,18 @@ def test_percentages_have_the_digits_their_images_allow(share, num_images, text)
 
 @pytest.mark.parametrize(
     ("energy_pj", "text"),
-    [(0.0, "0.00 pJ"), (541_000, "541 nJ"), (1.916e6, "1.92 µJ"), (987.7e9, "988 mJ")],
+    [
+        (0.0, "0.00 pJ"),
+        (541_000, "541 nJ"),
+        (1.916e6, "1.92 µJ"),
+        (987.7e9, "988 mJ"),
+        (9_994, "9.99 nJ"),
+        (9_996, "10.0 nJ"),
+        (99_960, "100 nJ"),
+        (999_400, "999 nJ"),
+        (999_600, "1.00 µJ"),
+        (999.9e9, "1.00 J"),
+    ],
 )
 def test_energies(energy_pj, text):
     assert _plain(energy(energy_pj)) == text

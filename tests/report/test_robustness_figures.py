@@ -5,7 +5,7 @@ import torch
 
 from attacked_nets import labelled, small
 from torchadder.report.robustness_figures import accuracy_over_epsilon, perturbed, write_figures
-from torchadder.report.style import THEMES
+from torchadder.report.style import THEMES, save
 from torchadder.robustness import evaluate
 from torchadder.robustness.report import Curve, Examples
 
@@ -36,6 +36,13 @@ def test_images_change_magnified_and_what_is_named(channels):
     assert values == pytest.approx([0.5, 0.5, 1.0, 1.0, 0.6, 0.6])
     assert [panels[i].get_title() for i in (0, 1)] == ["cat", "dog"]
     assert [panels[i].get_xlabel() for i in (4, 5)] == ["dog", "dog"]
+
+
+def test_names_of_classes_are_no_formulas(tmp_path):
+    names = ["price_$1_$2", "\N{CJK UNIFIED IDEOGRAPH-732B}"]
+    clean = torch.full((2, 3, 4, 4), 0.5)
+    examples = Examples("PGD-7", clean, clean, torch.tensor([0, 1]), torch.tensor([1, 0]))
+    save([perturbed(examples, 0.1, names, theme) for theme in THEMES], tmp_path, "images")
 
 
 def test_files(tmp_path):

@@ -12,8 +12,9 @@ from torchadder import energy
 from torchadder.energy.report import short_number
 from torchadder.report import write_run_report
 from torchadder.report.evaluation import layer_weights, predict
+from torchadder.report.exhibits import KINDS, facts
 from torchadder.report.page import NO_BREAK
-from torchadder.report.run_folder import read_run
+from torchadder.report.run_folder import RunFolder, read_run
 
 SECTIONS = [
     "Results",
@@ -140,3 +141,30 @@ def test_damaged_runs(adder_run, tmp_path):
 def test_no_break_spaces_keep_numbers_and_units_together(adder_run, page):
     text = (adder_run.folder / "report.html").read_text(encoding="utf-8")
     assert f"{NO_BREAK}%" in text
+
+
+@pytest.mark.parametrize(
+    ("conv", "method", "kind"),
+    [
+        ("conv", "supervised", "conv"),
+        ("adder", "dropout", "adder"),
+        ("adder_lp", "supervised", "adder"),
+        ({"type": "adder_lp", "p": 1.5}, "supervised", "adder"),
+        ({"type": "adder_lp"}, "pkkd", "pkkd"),
+    ],
+)
+def test_every_layer_that_a_recipe_names_has_its_kind(conv, method, kind, tmp_path):
+    run = RunFolder(tmp_path, {"model": {"conv": conv}, "method": method}, [], {})
+    assert run.kind == kind
+    assert kind in KINDS
+
+
+@pytest.mark.parametrize(
+    ("device", "words"), [("cpu", "CPU"), ("cuda:0", "H200"), ("mps", "MPS"), ("xpu:1", "XPU:1")]
+)
+def test_the_device_of_a_run_is_named(device, words, adder_run):
+    summary = json.loads((adder_run.folder / "summary.json").read_text())
+    summary["hardware"] |= {"device": device, "gpu": "H200"}
+    date = "2026-03-01T09:05:00+00:00"
+    found = facts(summary, adder_run.data, command="train", seconds=1.0, date=date)
+    assert found["Device"] == words

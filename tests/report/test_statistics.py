@@ -98,6 +98,16 @@ def test_mcnemar_is_the_binomial_test():
     assert mcnemar(1, 5) == mcnemar(5, 1) == 14 / 64
 
 
+def test_mcnemar_of_many_images(monkeypatch):
+    """As many as ImageNet may give: binomials that size, each from scratch, would take minutes."""
+    tail = sum(math.comb(650, k) for k in range(301))
+    want = 2 * tail / 2**650
+    monkeypatch.delattr(math, "comb")
+    assert mcnemar(300, 350) == want
+    # The normal distribution, with a continuity correction.
+    assert mcnemar(12_000, 12_500) == pytest.approx(math.erfc(499 / math.sqrt(49_000)), rel=1e-3)
+
+
 def _classes(rng, spread):
     """Ten classes on a circle, with scatter `spread` = (outwards, sideways)."""
     angles = np.linspace(0, 2 * np.pi, 10, endpoint=False)

@@ -10,7 +10,8 @@ import pytest
 from html_page import read_page
 from short_runs import recipe
 from torchadder import cli
-from torchadder.report.stability import geometric_mean, number, write_stability
+from torchadder.report.run_folder import RunFolder
+from torchadder.report.stability import _labels, geometric_mean, number, write_stability
 from torchadder.stability.table import read_table
 from torchadder.training import fit
 
@@ -68,6 +69,20 @@ def test_numbers_are_those_of_the_runs(folders, written):
         rows = list(csv.DictReader(file))
     assert [row["run"] for row in rows[::3]] == ["CNN", "Adder net", "Adder net + AWN"]
     assert float(rows[4]["measured"]) == report["runs"][1]["predictions"][1]["measured"]
+
+
+def test_runs_of_one_name_are_told_apart_by_their_parents(tmp_path):
+    model = {"conv": "adder", "weight_norm": None}
+    config = {"model": model, "method": "supervised"}
+    paths = [tmp_path / name for name in ("a/seed0", "b/seed0", "b/seed1")]
+    runs = [RunFolder(path, config, [], {}) for path in paths]
+    runs.append(RunFolder(paths[0], config | {"model": model | {"conv": "conv"}}, [], {}))
+    assert _labels(runs) == [
+        "Adder net (a/seed0)",
+        "Adder net (b/seed0)",
+        "Adder net (seed1)",
+        "CNN",
+    ]
 
 
 def test_page(written):

@@ -237,7 +237,21 @@ def short_energy(energy_pj: float) -> str:
     >>> short_energy(987.7e9), short_energy(318e6)
     ('987.7 mJ', '318.0 uJ')
     """
-    for factor, unit in ((1e9, "mJ"), (1e6, "uJ"), (1e3, "nJ")):
-        if energy_pj >= factor:
-            return f"{energy_pj / factor:.1f} {unit}"
-    return f"{energy_pj:.1f} pJ"
+    scale, unit = energy_unit(energy_pj, decimals=1)
+    return f"{energy_pj / scale:.1f} {unit}"
+
+
+def energy_unit(energy_pj: float, *, decimals: int) -> tuple[float, str]:
+    """Return the unit in which an energy is printed below 1000: its size in pJ, and its name.
+
+    Args:
+        energy_pj: the energy.
+        decimals: digits after the point that a number of three digits before it has.
+
+    >>> energy_unit(999_940, decimals=1), energy_unit(999_960, decimals=1)
+    ((1000.0, 'nJ'), (1000000.0, 'uJ'))
+    """
+    for scale, unit in ((1e12, "J"), (1e9, "mJ"), (1e6, "uJ"), (1e3, "nJ")):
+        if round(energy_pj / scale * 1e3, decimals) >= 1e3:
+            return scale, unit
+    return 1.0, "pJ"

@@ -18,7 +18,6 @@ from matplotlib.ticker import MaxNLocator
 from torch import Tensor
 
 from torchadder.report.style import (
-    DPI,
     LIGHT,
     NOTE_SIZE,
     THEMES,
@@ -30,6 +29,7 @@ from torchadder.report.style import (
     save,
     style_axes,
     style_legend,
+    write,
 )
 
 MAX_CURVES = 10
@@ -280,5 +280,4 @@ def draw_zeros(
 
 def _save_trimmed(figure: Figure, path: Path) -> None:
     """Writes a figure of pictures without the white around them."""
-    margin = {"bbox_inches": "tight", "pad_inches": 0.1}
-    figure.savefig(path, dpi=DPI, metadata={"Software": "torchadder"}, **margin)
+    write(figure, path, bbox_inches="tight", pad_inches=0.1)

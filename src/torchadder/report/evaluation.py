@@ -101,8 +101,7 @@ def predict(
             images = images.to(device)
             if with_features:
                 features.append(model.forward_features(images).cpu())  # type: ignore[operator]
-            # A net may have more outputs than the data has classes.
-            logits = model(images)[:, : data.num_classes].float().cpu()
+            logits = model(images).float().cpu()
             confidences, named = logits.softmax(1).max(1)
             labels.append(targets)
             predicted.append(named)

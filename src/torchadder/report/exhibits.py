@@ -18,7 +18,7 @@ from torchadder.report import figures
 from torchadder.report.alignment_figure import alignment
 from torchadder.report.evaluation import LayerWeights, Predictions, layer_weights
 from torchadder.report.figures import Curve, WeightRow
-from torchadder.report.page import Cell, Picture, Table, duration, energy_unit, percent
+from torchadder.report.page import Cell, Picture, Table, duration, page_energy_unit, percent
 from torchadder.report.run_folder import RunFolder
 from torchadder.report.statistics import WeightFits, fit_weights
 from torchadder.report.style import DARK, LIGHT, THEMES, Theme, save
@@ -306,7 +306,8 @@ def weight_table(layers: Mapping[str, Sequence[FittedLayer]]) -> Table:
 
 def energy_table(reports: Mapping[str, EnergyReport]) -> Table:
     """Counts and energies of every layer, the kinds of net side by side."""
-    scale, unit = energy_unit(max(report.energy_pj for report in reports.values()))
+    largest = max(report.energy_pj for report in reports.values())
+    scale, unit = page_energy_unit(largest, decimals=3)
     columns = ["Layer"]
     footer: list[str | Cell] = ["Total"]
     cells: dict[str, list[str | Cell]] = {}
@@ -368,7 +369,8 @@ def facts(
     """
     hardware, versions = summary["hardware"], summary["versions"]
     threads = hardware["torch_threads"]
-    device = hardware["gpu"] if str(hardware["device"]).startswith("cuda") else "CPU"
+    device = str(hardware["device"])
+    device = hardware["gpu"] if device.startswith("cuda") else device.upper()
     return {
         "Command": command,
         "Date": readable_date(date),

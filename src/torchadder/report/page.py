@@ -16,6 +16,8 @@ from typing import Any
 
 import jinja2
 
+from torchadder.energy.report import energy_unit
+
 NO_BREAK = "\N{NO-BREAK SPACE}"
 
 
@@ -133,20 +135,20 @@ def energy(energy_pj: float) -> str:
     >>> energy(1.916e6).replace(NO_BREAK, " "), energy(4_380).replace(NO_BREAK, " ")
     ('1.92 µJ', '4.38 nJ')
     """
-    scale, unit = energy_unit(energy_pj)
+    scale, unit = page_energy_unit(energy_pj)
     value = energy_pj / scale
-    digits = 2 if value < 10 else 1 if value < 100 else 0
+    digits = 2 if round(value, 2) < 10 else 1 if round(value, 1) < 100 else 0
     return f"{value:.{digits}f}{NO_BREAK}{unit}"
 
 
-def energy_unit(energy_pj: float) -> tuple[float, str]:
-    """The unit that suits an energy, and what it is in pJ.
+def page_energy_unit(energy_pj: float, *, decimals: int = 0) -> tuple[float, str]:
+    """As `torchadder.energy.report.energy_unit`, with a Greek letter.
 
-    >>> energy_unit(1.916e6)
+    >>> page_energy_unit(1.916e6)
     (1000000.0, 'µJ')
     """
-    units = ((1e12, "J"), (1e9, "mJ"), (1e6, "µJ"), (1e3, "nJ"))
-    return next(((scale, unit) for scale, unit in units if energy_pj >= scale), (1.0, "pJ"))
+    scale, unit = energy_unit(energy_pj, decimals=decimals)
+    return scale, unit.replace("u", "µ")
 
 
 def duration(seconds: float) -> str:

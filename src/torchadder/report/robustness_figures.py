@@ -44,7 +44,7 @@ def write_figures(report: RobustnessReport, class_names: Sequence[str], folder: 
     if report.curves:
         figures = [accuracy_over_epsilon(report.curves, theme) for theme in THEMES]
         paths += save(figures, folder, "accuracy_over_epsilon")
-    if report.examples is not None and report.examples.clean.dim() == 4:
+    if report.examples is not None:
         epsilon = report.settings.epsilon
         figures = [perturbed(report.examples, epsilon, class_names, theme) for theme in THEMES]
         paths += save(figures, folder, "perturbed_images")

@@ -35,9 +35,13 @@ class RunFolder:
 
     @property
     def kind(self) -> str:
-        """What was trained: "conv", "adder", or "pkkd" for an adder net distilled by any method."""
+        """What was trained: "conv", "adder", or "pkkd" for an adder net distilled by any method.
+
+        Layers of "adder_lp" end as adder layers.
+        """
         conv = self.config["model"]["conv"]
         kind = conv["type"] if isinstance(conv, dict) else conv
+        kind = "adder" if kind.startswith("adder") else kind
         is_distilled = self.config["method"] not in ("supervised", "dropout")
         return "pkkd" if kind == "adder" and is_distilled else kind
 

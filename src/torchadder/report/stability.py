@@ -240,16 +240,30 @@ def _images(data: ImageData, count: int) -> Iterator[Tensor]:
 
 
 def _labels(runs: Sequence[RunFolder]) -> list[str]:
-    """What the runs are called; those that would be called the same add their folder."""
+    """What the runs are called; those that would be called the same add their folders."""
     labels = []
     for run in runs:
         label = exhibits.KINDS[run.kind].label
         is_normalised = run.config["model"].get("weight_norm") is not None
         labels.append(f"{label} + AWN" if is_normalised else label)
+    paths = [run.path.resolve() for run in runs]
     return [
-        f"{label} ({run.path.name})" if labels.count(label) > 1 else label
-        for label, run in zip(labels, runs, strict=True)
+        f"{label} ({_tail(path, paths)})" if labels.count(label) > 1 else label
+        for label, path in zip(labels, paths, strict=True)
     ]
+
+
+def _tail(path: Path, paths: Sequence[Path]) -> str:
+    """The name of a folder, after as many of its parents as tell it from the others.
+
+    >>> _tail(Path("/a/run"), [Path("/a/run"), Path("/b/run"), Path("/b/other")])
+    'a/run'
+    """
+    others = [other for other in paths if other != path]
+    depths = range(1, len(path.parts))
+    tails = (path.parts[-depth:] for depth in depths)
+    found = next((t for t in tails if all(o.parts[-len(t) :] != t for o in others)), path.parts)
+    return Path(*found).as_posix()
 
 
 def _colours(runs: Sequence[RunFolder]) -> list[dict[str, str]]:

@@ -149,7 +149,10 @@ def mcnemar(only_first: int, only_second: int) -> float:
     (1.0, 0.001953125)
     """
     discordant, smaller = only_first + only_second, min(only_first, only_second)
-    tail = sum(math.comb(discordant, k) for k in range(smaller + 1))
+    tail = ways = 1
+    for k in range(smaller):
+        ways = ways * (discordant - k) // (k + 1)  # (discordant over k + 1), exactly
+        tail += ways
     return min(1.0, 2 * tail / 2**discordant)
 
 

@@ -7,15 +7,18 @@ drawn in two themes; the page shows the one that the reader's system asks for.
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.colors import LinearSegmentedColormap, to_rgb
 from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.legend import Legend
+from matplotlib.text import Text
 from matplotlib.typing import ColorType
 
 DPI = 160
@@ -177,6 +180,23 @@ def style_legend(legend: Legend, theme: Theme) -> None:
     legend.get_title().set_fontsize(TICK_SIZE)
 
 
+def write(figure: Figure, path: Path, **options: Any) -> None:
+    """Writes a figure with all its texts as they are: names of classes and folders are no formulas.
+
+    A character that the font lacks is drawn as a box, without a warning for each.
+
+    Args:
+        figure: The figure.
+        path: The file.
+        **options: Further arguments of `Figure.savefig`.
+    """
+    for text in figure.findobj(Text):
+        text.set_parse_math(False)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", r"Glyph \d+ .* missing from font", UserWarning)
+        figure.savefig(path, dpi=DPI, metadata={"Software": "torchadder"}, **options)
+
+
 def save(figures: Sequence[Figure], folder: Path, stem: str) -> tuple[Path, ...]:
     """Writes one figure per theme as `<stem>.png` and `<stem>-dark.png` into `folder`.
 
@@ -188,6 +208,6 @@ def save(figures: Sequence[Figure], folder: Path, stem: str) -> tuple[Path, ...]
     paths = []
     for figure, theme in zip(figures, THEMES, strict=True):
         path = folder / f"{stem}{theme.suffix}.png"
-        figure.savefig(path, dpi=DPI, metadata={"Software": "torchadder"})
+        write(figure, path)
         paths.append(path)
     return tuple(paths)
