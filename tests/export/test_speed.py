@@ -4,9 +4,10 @@ import json
 import re
 from pathlib import Path
 
+import numpy as np
 import pytest
 
-from torchadder.bench.onnx_models import measure, table
+from torchadder.bench.onnx_models import _session, measure, table
 
 ROOT = Path(__file__).parents[2]
 
@@ -17,6 +18,24 @@ def test_the_docs_hold_the_measured_table():
     assert table(measured["nets"]) in docs
     assert measured["date"][:10] in docs
     assert re.search(rf"onnxruntime {re.escape(measured['versions']['onnxruntime'])}\b", docs)
+
+
+def test_threads_of_onnxruntime_do_not_spin_on_the_cores_of_the_next_side(monkeypatch):
+    onnxruntime = pytest.importorskip("onnxruntime", reason="onnxruntime is not installed")
+    given = []
+
+    class Session:
+        def __init__(self, path, options, providers):
+            given.append(options)
+
+        def run(self, outputs, inputs):
+            return outputs
+
+    monkeypatch.setattr(onnxruntime, "InferenceSession", Session)
+    assert _session(Path("net.onnx"), np.zeros((1, 1, 2, 2)), threads=2)() is None
+    (options,) = given
+    assert options.intra_op_num_threads == 2
+    assert options.get_session_config_entry("session.intra_op.allow_spinning") == "0"
 
 
 @pytest.mark.slow

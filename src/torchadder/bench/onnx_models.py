@@ -84,6 +84,8 @@ def _session(path: Path, images: np.ndarray, threads: int) -> Callable[[], objec
 
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
+    # Its threads would go on spinning on the cores that the next side is timed on.
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
     return lambda: session.run(None, {"input": images})
 
