@@ -11,7 +11,7 @@ import torch
 import torchadder as ta
 from torchadder import cli
 from torchadder.cli.robust import number
-from torchadder.data import ImageData, Preprocess
+from torchadder.data import DataError, ImageData, Preprocess
 from torchadder.training.robust_evaluation import open_target
 
 QUICK = ["--robust", "--images=6", "--queries=3", "--strong-iterations=2", "--threads=1"]
@@ -140,6 +140,17 @@ def test_the_net_is_the_one_that_evaluate_measures(adder):
     assert len(open_target(adder, num_images=20).labels.unique()) == 3  # a sample is not
 
 
+def test_a_split_below_the_default_number_of_images_is_attacked_whole(adder):
+    assert open_target(adder).choice.startswith("60 random images (seed 0) of ")
+    with pytest.raises(DataError, match=r"images = 200: 1 \.\. 60 are wanted"):
+        open_target(adder, num_images=200)
+
+
+def test_rows_without_transfer_and_a_net_to_transfer_from(adder, cnn, capsys):
+    line = fails(capsys, adder, *QUICK, "--attacks=fgsm", "--transfer", cnn)
+    assert "transfer_from is given, but rows leave 'transfer' out, got fgsm" in line
+
+
 def test_a_sample_depends_on_its_seed(adder):
     one, same, other = (open_target(adder, num_images=9, sample_seed=seed) for seed in (1, 1, 2))
     assert torch.equal(one.images, same.images)
@@ -162,6 +173,10 @@ def test_a_sample_depends_on_its_seed(adder):
         (["--robust", "--batch-size", "0"], "--batch_size = 0: at least 1 is wanted"),
         (["--robust", "--transfer", "nowhere.safetensors"], "no such checkpoint"),
         (["--robust", "--accelerator", "abacus"], "--accelerator = abacus: no such device"),
+        (["--robust", "--save"], "--save is for detectors, and --robust attacks nets that name"),
+        (["--robust", "--skip-bad"], "--skip_bad is for detectors, and --robust attacks"),
+        (["--robust", "--detection.format=coco"], "--detection.format is for detectors, and"),
+        (["--save"], "adder.safetensors holds none"),
     ],
 )
 def test_bad_options(adder, capsys, tmp_path, argv, message):

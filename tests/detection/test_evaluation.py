@@ -96,6 +96,8 @@ def test_what_is_left_out_is_told(checkpoint, tmp_path, capsys):
 def test_options_of_classifiers_are_refused(checkpoint, capsys):
     assert main(["evaluate", str(checkpoint), "--data.label_column=y"]) == 2
     assert "--data.label_column is for nets that name images" in capsys.readouterr().err
+    assert main(["predict", str(checkpoint), "nowhere.png", "--top=3"]) == 2
+    assert "--top is for nets that name images; --score" in capsys.readouterr().err
 
 
 def test_images_are_found_in_as_they_are_evaluated(checkpoint, tmp_path):

@@ -60,8 +60,12 @@ def add_evaluation_arguments(parser: ArgumentParser) -> None:
     )
 
 
-def refuse_evaluation_options(args: Any) -> None:
+def refuse_evaluation_options(args: Any, reason: str) -> None:
     """Refuses options that mean nothing for other nets.
+
+    Args:
+        args: What was given.
+        reason: Why no detector is evaluated here.
 
     Raises:
         UserError: Naming the first one.
@@ -69,7 +73,7 @@ def refuse_evaluation_options(args: Any) -> None:
     given = [f"detection.{key}" for key in _opening(args) if key != "skip_bad"]
     given += [name for name in ("skip_bad", "save") if args[name]]
     if given:
-        raise UserError(f"--{given[0]} is for detectors, and {args.checkpoint} holds none")
+        raise UserError(f"--{given[0]} is for detectors, and {reason}")
 
 
 def evaluate(args: Any, data: dict[str, Any]) -> None:
@@ -225,6 +229,8 @@ def predict(args: Any) -> None:
         raise UserError(f"--score = {score}: a share in 0..1 is wanted")
     if args.csv is not None:
         raise UserError("--csv is for nets that name images; --save writes what a detector finds")
+    if args.top is not None:
+        raise UserError("--top is for nets that name images; --score says what a detector lists")
     for name in ("beside", "maps"):
         if args[name] and args.save is None:
             raise UserError(f"--{name} draws, and wants --save")

@@ -39,6 +39,7 @@ def run(args: Any) -> None:
     given = given_data(args)
     set_threads(args.threads)
     if args.robust:
+        detectors.refuse_evaluation_options(args, "--robust attacks nets that name images")
         robust.run(args, given)
         return
     robust.refuse_options(args)
@@ -47,7 +48,7 @@ def run(args: Any) -> None:
     if is_detector(args.checkpoint):
         detectors.evaluate(args, given)
         return
-    detectors.refuse_evaluation_options(args)
+    detectors.refuse_evaluation_options(args, f"{args.checkpoint} holds none")
     result = evaluate(
         args.checkpoint,
         given,

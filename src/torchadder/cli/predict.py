@@ -18,7 +18,9 @@ def add_arguments(parser: ArgumentParser) -> None:
     """Declares the options of `torchadder predict`."""
     add_checkpoint(parser)
     parser.add_argument("images", help="An image file, or a folder of them.")
-    parser.add_argument("--top", type=int, default=5, help="Classes to name for each image.")
+    parser.add_argument(
+        "--top", type=int | None, help="Classes to name for each image (default: 5)."
+    )
     parser.add_argument("--csv", type=str | None, help="Also write a CSV file (a new one).")
     parser.add_argument("--threads", type=int | None, help="Threads of torch on the CPU.")
     detectors.add_prediction_arguments(parser)
@@ -31,7 +33,7 @@ def rewrite(argv: list[str]) -> list[str]:
 
 def run(args: Any) -> None:
     """Classifies, or finds objects, and prints; ends in an error if an image cannot be read."""
-    if args.top < 1:
+    if args.top is not None and args.top < 1:
         raise UserError(f"--top = {args.top}: at least 1 is wanted")
     if args.csv is not None and Path(args.csv).exists():
         raise UserError(f"--csv {args.csv!r}: the file exists and is not overwritten")
@@ -51,13 +53,13 @@ def run(args: Any) -> None:
         detectors.predict(args)
         return
     detectors.refuse_prediction_options(args)
-    net = open_checkpoint(args.checkpoint)
+    net, top = open_checkpoint(args.checkpoint), args.top or 5
     paths = image_files(args.images)
     predictions = []
     # The bar goes to stderr so that the lines can be piped.
     with Progress(transient=True, disable=not sys.stderr.isatty()) as progress:
         task = progress.add_task("images", total=len(paths))
-        for prediction in predict(net, paths, top=args.top):
+        for prediction in predict(net, paths, top=top):
             predictions.append(prediction)
             progress.advance(task)
     failed = [prediction for prediction in predictions if prediction.error]
@@ -67,7 +69,7 @@ def run(args: Any) -> None:
             words = "  ".join(f"{name} {100 * probability:.1f} %" for name, probability in pairs)
             print(f"{prediction.path}  {words}")
     if args.csv is not None:
-        _write(Path(args.csv), predictions, args.top)
+        _write(Path(args.csv), predictions, top)
     detectors.report_unread([(p.path, str(p.error)) for p in failed], len(paths))
 
 

@@ -45,7 +45,9 @@ def add_arguments(parser: ArgumentParser) -> None:
     parser.add_argument(
         "--full", action="store_true", help="PGD-50 with 5 restarts, Square-1000, all radii."
     )
-    parser.add_argument("--images", type=int | None, help="Images to attack (default: 200).")
+    parser.add_argument(
+        "--images", type=int | None, help="Images to attack (default: 200, or all)."
+    )
     parser.add_argument(
         "--first", action="store_true", help="Take the first images, not a random sample."
     )
@@ -103,7 +105,7 @@ def run(args: Any, data: dict[str, Any]) -> None:
     target = open_target(
         args.checkpoint,
         data,
-        num_images=200 if args.images is None else args.images,
+        num_images=args.images,
         sample_seed=None if args.first else args.seed or 0,
         transfer=args.transfer,
         device=_device(args.accelerator),

@@ -24,6 +24,9 @@ from torchadder.robustness.evaluation import Progress
 from torchadder.training.environment import tf32_convolutions
 from torchadder.training.evaluation import Classifier, images_for, open_checkpoint, open_images
 
+NUM_IMAGES = 200
+"""Images that are attacked unless it is said how many."""
+
 
 @dataclass(frozen=True)
 class RobustnessTarget:
@@ -56,7 +59,7 @@ def open_target(
     checkpoint: str | os.PathLike[str],
     data: dict[str, Any] | None = None,
     *,
-    num_images: int = 200,
+    num_images: int | None = None,
     sample_seed: int | None = 0,
     transfer: str | os.PathLike[str] | None = None,
     device: str | torch.device = "cpu",
@@ -66,7 +69,7 @@ def open_target(
     Args:
         checkpoint: A .safetensors file or a run folder (its best checkpoint).
         data: Keys of the recipe's section `data` to replace, for instance `source`.
-        num_images: Images to attack.
+        num_images: Images to attack; None: 200, or all of a smaller split.
         sample_seed: Seed of the random sample they are, in random order; None: the first ones of
             the split. Many splits are sorted by class, and batches of one class tell nothing about
             a net that takes the statistics of its batch.
@@ -88,6 +91,8 @@ def open_target(
         _check_transfer(source, net)
     images = images_for(net, data, evaluate_only=True)
     open_images(images, net)
+    if num_images is None:
+        num_images = min(NUM_IMAGES, len(images.val))
     if not 1 <= num_images <= len(images.val):
         raise DataError(
             f"images = {num_images}: 1 .. {len(images.val)} are wanted, the images of split "
