@@ -156,6 +156,16 @@ def test_image_folder(writer):
     assert val.where(0).endswith(".png")
 
 
+def test_one_class_cannot_be_trained_on(writer):
+    for split, count in (("train", 4), ("val", 2)):
+        for index in range(count):
+            writer.image(f"{split}/cat/{index}.png", seed=index)
+    with pytest.raises(DataError, match=r"at least 2 classes are wanted .*, got 1 \(cat\)$"):
+        ImageData(source=str(writer.folder)).setup()
+    ImageData(source=str(writer.folder), num_classes=2).setup()
+    ImageData(source=str(writer.folder), evaluate_only=True).setup()
+
+
 def test_image_folder_with_splits(writer):
     for split in ("train", "val"):
         for label in ("cat", "dog"):

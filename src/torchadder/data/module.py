@@ -158,6 +158,11 @@ class ImageData(EpochData):
         train, val = self._divide(source)
         self.class_names = source.class_names
         self.num_classes = len(source.class_names)
+        if self.num_classes < 2 and not self.evaluate_only:
+            raise DataError(
+                f"{self.source}: at least 2 classes are wanted to tell apart, got "
+                f"{self.num_classes} ({', '.join(self.class_names)})"
+            )
 
         channels, height, width = probe(val if train is None else train)
         whole_images = self.augment == "resized_crop_flip"
