@@ -60,6 +60,7 @@ w = torch.zeros(6, 4, 3, 3)
         (lambda: ta.nn.Adder2d(3, 4, 3, padding_mode="wrap"), ValueError, "padding_mode"),
         (lambda: ta.nn.AdderLinear(0, 4), ValueError, "must be at least 1, got 0 and 4"),
         (lambda: ops.adder2d_backward_input(x, x, w, [1, 1], [0, 0], [1, 1], 1, "clip"), ValueError, "grad_output must have shape .2, 6, 3, 3."),
+        (lambda: ops.adder2d_backward_input(torch.zeros(2, 6, 3, 3).double(), x, w, [1, 1], [0, 0], [1, 1], 1, "clip"), TypeError, "grad_output must have the dtype of input"),
         (lambda: ops.adder2d_backward_weight(x, x, w, [1, 1], [0, 0], [1, 1], 1, "clip"), ValueError, "grad_output must have shape"),
     ],
 )  # fmt: skip

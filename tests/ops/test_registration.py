@@ -105,6 +105,19 @@ def test_forward_mode_is_refused():
         torch.func.jvp(lambda x: ta.functional.adder2d(x, w), (x,), (torch.ones_like(x),))
 
 
+@pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated")  # torch's own, in jvp
+def test_forward_mode_is_refused_while_compiling():
+    torch.compiler.reset()
+    w = torch.randn(2, 2, 3, 3)
+
+    @torch.compile(fullgraph=False, backend="eager")
+    def derivative(x):
+        return torch.func.jvp(lambda x: ta.functional.adder2d(x, w), (x,), (torch.ones_like(x),))
+
+    with pytest.raises(RuntimeError, match="no forward-mode derivative"):
+        derivative(torch.randn(1, 2, 4, 4))
+
+
 @pytest.mark.parametrize("dynamic", [False, True])
 @pytest.mark.parametrize("rule", GRAD_RULES)
 def test_compile_without_graph_breaks(rule, dynamic):

@@ -136,7 +136,7 @@ def _check_grad_output(
         raise ValueError(
             f"grad_output must have shape {tuple(expected)}, got {tuple(grad_output.shape)}"
         )
-    check_operands(input, grad_output, None)
+    check_operands(input, grad_output=grad_output)
 
 
 def _differentiate(name: str) -> None:

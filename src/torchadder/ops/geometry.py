@@ -62,11 +62,12 @@ def make_geometry(
     )
 
 
-def check_operands(input: Tensor, weight: Tensor, bias: Tensor | None) -> None:
-    """Check dtypes, devices and ranks of the operands of ``adder2d``."""
-    for name, tensor, rank in (("input", input, 4), ("weight", weight, 4), ("bias", bias, 1)):
+def check_operands(input: Tensor, **others: Tensor | None) -> None:
+    """Check dtypes, devices and ranks of operands of ``adder2d``, by their names."""
+    for name, tensor in {"input": input, **others}.items():
         if tensor is None:
             continue
+        rank = 1 if name == "bias" else 4
         if tensor.dim() != rank:
             raise ValueError(
                 f"{name} must have {rank} dimensions, got {tensor.dim()} (shape "
@@ -89,7 +90,7 @@ def output_shape(
     input: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geometry
 ) -> tuple[int, int, int, int]:
     """Check how the operands fit together and return the shape (N, O, P, Q) of the output."""
-    check_operands(input, weight, bias)
+    check_operands(input, weight=weight, bias=bias)
     N, C, H, W = input.shape
     O, C_group, R, S = weight.shape
     groups = geometry.groups
