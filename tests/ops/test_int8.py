@@ -70,6 +70,19 @@ def test_packing_is_that_of_the_c_interface_and_can_be_undone(problem):
     assert torch.equal(other, packed)
 
 
+@pytest.mark.parametrize("kind", ["adder2d", "conv2d"])
+def test_filters_that_are_every_second_byte(kind):
+    x, w, window = operands(PROBLEMS[0], kind)
+    packed = int8.pack(w)
+    apart = torch.stack([packed, ~packed], dim=1).flatten()[::2]
+    want = plain_sums(x, w, 5, *window)
+    how, want_bytes = random_requantisation(want, with_residual=True)
+    got = getattr(ops, f"{kind}_int8")(x, apart, w.shape, 5, *window)
+    assert torch.equal(got.long(), want)
+    got = getattr(ops, f"{kind}_int8_requantised")(x, apart, w.shape, 5, *window, *how)
+    assert torch.equal(got.long(), want_bytes)
+
+
 @pytest.mark.parametrize(
     ("kind", "taps", "pixel", "filter", "term"),
     [
@@ -247,7 +260,7 @@ def test_bad_requantisations_are_refused():
         how = (good | changes).values()
         return ops.adder2d_int8_requantised(x, int8.pack(w), w.shape, 0, *window, *how)
 
-    run()
+    y = run().shape
     for changes, error, message in (
         ({"multiplier": torch.ones(32)}, TypeError, "multiplier must be torch.int32"),
         ({"offset": torch.zeros(3, dtype=torch.int64)}, ValueError, r"offset must have shape"),
@@ -255,6 +268,11 @@ def test_bad_requantisations_are_refused():
         ({"low": 9, "high": 8}, ValueError, "low <= high"),
         ({"residual": torch.zeros(1)}, TypeError, "residual must be uint8"),
         ({"residual": random_bytes(1, 1, 1, 1)}, ValueError, "residual must have shape"),
+        ({"residual_multiplier": 2**31}, ValueError, r"within -2\^31 .. 2\^31 - 1, got 2147483648"),
+        ({"residual_multiplier": -(2**31) - 1}, ValueError, "residual_multiplier must be within"),
+        ({"multiplier": good["multiplier"].to("meta")}, ValueError, "multiplier must be on cpu"),
+        ({"offset": good["offset"].to("meta")}, ValueError, "offset must be on cpu, got meta"),
+        ({"residual": random_bytes(*y).to("meta")}, ValueError, "residual must be on cpu"),
     ):
         with pytest.raises(error, match=message):
             run(**changes)

@@ -76,7 +76,7 @@ def layer(
     size: Shape,
 ) -> Tensor:
     """Sums, int32; ``kernel`` is the shape of the filters, ``size`` that of the result."""
-    x = input.contiguous(memory_format=torch.channels_last)
+    x, packed = input.contiguous(memory_format=torch.channels_last), packed.contiguous()
     y = torch.empty(size, dtype=torch.int32, memory_format=torch.channels_last)
     if y.numel():
         problem = _problem(x.shape, kernel, size, geometry)
@@ -107,7 +107,7 @@ def requantised_layer(
     size: Shape,
 ) -> Tensor:
     """Bytes; arguments as of :func:`layer` and :func:`reference.requantise`."""
-    x = input.contiguous(memory_format=torch.channels_last)
+    x, packed = input.contiguous(memory_format=torch.channels_last), packed.contiguous()
     y = torch.empty(size, dtype=torch.uint8, memory_format=torch.channels_last)
     if y.numel():
         if residual is not None:

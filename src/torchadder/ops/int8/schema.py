@@ -109,13 +109,18 @@ def _check(
 
 def _check_requantisation(
     size: Shape,
+    device: torch.device,
     multiplier: Tensor,
     offset: Tensor,
     shift: int,
     low: int,
     high: int,
     residual: Tensor | None,
+    residual_multiplier: int,
 ) -> None:
+    for name, tensor in (("multiplier", multiplier), ("offset", offset), ("residual", residual)):
+        if tensor is not None and tensor.device != device:
+            raise ValueError(f"{name} must be on {device}, got {tensor.device}")
     for name, tensor, dtype in (
         ("multiplier", multiplier, torch.int32),
         ("offset", offset, torch.int64),
@@ -128,6 +133,10 @@ def _check_requantisation(
         raise ValueError(f"shift must be within 0 .. 62, got {shift}")
     if not 0 <= low <= high <= 255:
         raise ValueError(f"low <= high must be within 0 .. 255, got {low} and {high}")
+    if not -(2**31) <= residual_multiplier < 2**31:
+        raise ValueError(
+            f"residual_multiplier must be within -2^31 .. 2^31 - 1, got {residual_multiplier}"
+        )
     if residual is None:
         return
     if residual.dtype != torch.uint8:
@@ -193,9 +202,9 @@ def _requantised_layer(
 ) -> Tensor:
     geometry = make_geometry(stride, padding, dilation, groups)
     size = _check(kind, input, packed, kernel, zero_point, geometry)
-    _check_requantisation(size, multiplier, offset, shift, low, high, residual)
-    shape: Shape = tuple(kernel)  # type: ignore[assignment]
     how = (multiplier, offset, shift, low, high, residual, residual_multiplier)
+    _check_requantisation(size, input.device, *how)
+    shape: Shape = tuple(kernel)  # type: ignore[assignment]
 
     def by_reference() -> Tensor:
         weight = packing.unpack(packed, shape, geometry.dilation[1], groups)
@@ -249,7 +258,8 @@ def _fake_requantised_layer(
 ) -> Tensor:
     geometry = make_geometry(stride, padding, dilation, groups)
     size = _check(kind, input, packed, kernel, zero_point, geometry)
-    _check_requantisation(size, multiplier, offset, shift, low, high, residual)
+    how = (multiplier, offset, shift, low, high, residual, residual_multiplier)
+    _check_requantisation(size, input.device, *how)
     return input.new_empty(size).to(memory_format=torch.channels_last)
 
 
