@@ -21,7 +21,9 @@ SOME = {"2 groups", "batch 0", "channels_last"}
 
 # torch's own checker reads .grad of tensors that are no leaves.
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")
-@pytest.mark.parametrize(("p", "clip"), [(1.0, True), (1.5, False), (1.5, True), (2.0, False)])
+@pytest.mark.parametrize(
+    ("p", "clip"), [(1.0, True), (1.5, False), (1.5, True), (2.0, False), (2.0, True)]
+)
 @pytest.mark.parametrize("case", [case for case in CASES if case.name in SOME], ids=str)
 def test_opcheck(case, p, clip):
     x, w, b = case.draw()
@@ -32,6 +34,15 @@ def test_opcheck(case, p, clip):
     arguments = (g.detach(), x.detach(), w.detach(), *window)
     torch.library.opcheck(ops.adder2d_lp_backward_input.default, arguments)
     torch.library.opcheck(ops.adder2d_lp_backward_weight.default, arguments)
+
+
+@pytest.mark.parametrize("clip", [False, True])
+@pytest.mark.parametrize("p", [1.0, 1.5, 2.0])
+def test_gradients_of_half_a_channels_last_image(p, clip):
+    x = torch.randn(2, 4, 6, 12).contiguous(memory_format=torch.channels_last)[..., ::2]
+    w, g = torch.randn(6, 4, 3, 3), torch.randn(2, 6, 4, 4)
+    arguments = (g, x, w, [1, 1], [0, 0], [1, 1], 1, p, clip)
+    torch.library.opcheck(ops.adder2d_lp_backward_input.default, arguments)
 
 
 @pytest.mark.parametrize("p", [1.0, 1.125, 1.5, 2.0])

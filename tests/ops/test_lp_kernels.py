@@ -6,6 +6,7 @@ Run once more per instruction set by the last test.
 import os
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -13,6 +14,8 @@ import torch
 import torchadder as ta
 from cases import CASES, Case
 from closeness import assert_close
+from torchadder.ops import gpu
+from torchadder.ops import reference as plain_reference
 from torchadder.ops.geometry import Geometry, output_shape
 from torchadder.ops.lp import reference, squares
 
@@ -267,6 +270,25 @@ def test_squares(case, monkeypatch):
     want = reference.adder2d_lp_backward_weight(*wide(g, x, w), geometry, 2.0)
     sizes = wide(g.abs(), x.abs(), -w.abs())
     assert_close(got, want, reference.adder2d_lp_backward_weight(*sizes, geometry, 2.0), "w")
+
+
+def test_clipped_squares_take_the_kernels_of_the_adder_layer(monkeypatch):
+    """Which serve on a GPU, too."""
+    seen = []
+
+    def kernel(g, x, w, geometry, grad):
+        seen.append(grad)
+        return plain_reference.adder2d_backward_input(g, x, w, geometry, grad)
+
+    monkeypatch.setattr(gpu, "kernels", lambda x: SimpleNamespace(adder2d_backward_input=kernel))
+    monkeypatch.setattr(gpu, "run", lambda kernel, fallback, *operands: kernel(*operands))
+    x, w = torch.randn(1, 3, 5, 5), torch.randn(4, 3, 3, 3)
+    g, geometry = torch.randn(1, 4, 3, 3), Geometry((1, 1), (0, 0), (1, 1), 1)
+    got = ops.adder2d_lp_backward_input(g, x, w, *geometry, 2.0, True)
+    torch.testing.assert_close(
+        got, reference.adder2d_lp_backward_input(g, x, w, geometry, 2.0, True)
+    )
+    assert seen == ["clip"]
 
 
 def test_squares_are_never_negative_where_all_digits_cancel():

@@ -1,7 +1,8 @@
 """Declares ``torchadder::adder2d_lp`` and chooses its kernels, as ``ops/dispatch.py`` does.
 
-By p: at 1 the kernels of ``adder2d`` serve, at 2 convolutions, between them the C++ kernels on a
-CPU and the reference elsewhere. p is rounded to the dtype in which sums are taken.
+By p: at 1 the kernels of ``adder2d`` serve, at 2 convolutions (and for the clipped gradient again
+those kernels), between them the C++ kernels on a CPU and the reference elsewhere. p is rounded to
+the dtype in which sums are taken.
 """
 
 from __future__ import annotations
@@ -11,10 +12,8 @@ import ctypes
 import torch
 from torch import Tensor
 
-from torchadder.ops import cpu as plain_cpu
-from torchadder.ops import reference as plain_reference
 from torchadder.ops.declaration import Kernels, declare
-from torchadder.ops.geometry import Geometry, accumulation_dtype
+from torchadder.ops.geometry import Geometry, accumulation_dtype, memory_format
 from torchadder.ops.lp import cpu, reference, squares
 
 
@@ -64,12 +63,9 @@ def _clipped_squares(
     grad_output: Tensor, input: Tensor, weight: Tensor, geometry: Geometry
 ) -> Tensor:
     """``clamp(2 (w - x), -1, 1)`` is AdderNet's clipped factor of 2 w and 2 x."""
-    wide = [t.to(accumulation_dtype(input.dtype)) for t in (grad_output, input, weight)]
-    doubled = (wide[0], 2 * wide[1], 2 * wide[2], geometry, "clip")
-    handle = plain_cpu.library() if input.device.type == "cpu" else None
-    if handle is None:
-        return plain_reference.adder2d_backward_input(*doubled).to(input.dtype)
-    return plain_cpu.adder2d_backward_input(handle, *doubled).to(input.dtype)
+    g, x, w = (t.to(accumulation_dtype(input.dtype)) for t in (grad_output, input, weight))
+    gradient = torch.ops.torchadder.adder2d_backward_input(g, 2 * x, 2 * w, *geometry, "clip")
+    return gradient.to(input.dtype).contiguous(memory_format=memory_format(input))
 
 
 def _backward_input(
