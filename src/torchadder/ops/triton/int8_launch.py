@@ -72,7 +72,7 @@ def adder2d_int8(
 
     def run(tile: tiles.Tile) -> Tensor:
         programs = -(-num_rows // tile.block_m) * -(-filters // tile.block_n)
-        adder2d_int8_kernel[launch._grid(programs, groups)](
+        adder2d_int8_kernel[launch._grid(programs, groups, f"{groups} groups")](
             x, packed, nowhere,
             output if how is None else how.multiplier.contiguous(),
             output if how is None else how.offset.contiguous(),
@@ -102,7 +102,7 @@ def _in_steps(
 ) -> tuple[Tensor, Tensor, int]:
     """Images and filters whose groups have whole steps of channels, and their number.
 
-    Zeros fill up both: they are at no distance.
+    Zeros fill up both: they are at no distance. Both start at an address fit for steps.
     """
     depth = kernel[1]
     groups = geometry.groups
@@ -116,4 +116,7 @@ def _in_steps(
         x = rows.flatten(3).permute(0, 3, 1, 2)
     if x.data_ptr() % _STEP:
         x = x.clone(memory_format=torch.preserve_format)
-    return x, packed.contiguous(), depth
+    packed = packed.contiguous()
+    if packed.data_ptr() % _STEP:
+        packed = packed.clone()
+    return x, packed, depth

@@ -73,11 +73,17 @@ def _is_wide(*num_pixels: int) -> bool:
     return max(num_pixels) >= _INT32 - 1024
 
 
-def _grid(programs: int, rest: int) -> tuple[int, int]:
-    if programs >= _INT32 or rest >= 1 << 16:
+def _grid(programs: int, rest: int = 1, why_rest: str = "") -> tuple[int, int]:
+    """The grid of a launch; ``why_rest`` says in its refusal what the second number counts."""
+    if programs >= _INT32:
         raise ValueError(
-            f"the problem needs a grid of {programs} x {rest} programs, a GPU takes "
-            f"{_INT32 - 1} x {(1 << 16) - 1}: split the batch"
+            f"the problem needs a grid of {programs} programs, a GPU takes at most {_INT32 - 1}: "
+            "split the batch"
+        )
+    if rest >= 1 << 16:
+        raise ValueError(
+            f"{why_rest} make {rest} grids of programs, a GPU takes at most {(1 << 16) - 1}: "
+            "TORCHADDER_BACKEND=reference has no such limit"
         )
     return programs, rest
 
@@ -104,7 +110,7 @@ def adder2d(
         if C == 1 and geometry.groups > 1:
             weight = weight.contiguous()
             programs = -(-num_rows // _PIXELS) * -(-O // _CHANNELS)
-            depthwise_forward[_grid(programs, 1)](
+            depthwise_forward[_grid(programs)](
                 input, weight, weight if bias is None else bias.contiguous(), output,
                 num_rows, O, *input.shape[2:], P, Q, *window, *input.stride(), *output.stride(),
                 MULTIPLIER=O // geometry.groups, R=R, S=S, HAS_BIAS=bias is not None, WIDE=wide,
@@ -116,9 +122,10 @@ def adder2d(
         problem = (num_rows, O_group, C * R * S, geometry.groups)
 
         def run(tile: tiles.Tile) -> Tensor:
-            packed = pack(weight, geometry.groups, tile.block_n, transposed=False)
             programs = -(-num_rows // tile.block_m) * -(-O_group // tile.block_n)
-            adder2d_forward[_grid(programs, geometry.groups)](
+            grid = _grid(programs, geometry.groups, f"{geometry.groups} groups")
+            packed = pack(weight, geometry.groups, tile.block_n, transposed=False)
+            adder2d_forward[grid](
                 x, packed.values, packed.zeros,
                 packed.values if bias is None else bias.contiguous(), output,
                 num_rows, *x.shape[2:], P, Q, x.shape[1], *window, *output.stride(),
@@ -150,7 +157,7 @@ def adder2d_backward_input(
         if C == 1 and groups > 1:
             num_rows = N * H * W
             programs = -(-num_rows // _PIXELS) * -(-channels // _CHANNELS)
-            depthwise_backward_input[_grid(programs, 1)](
+            depthwise_backward_input[_grid(programs)](
                 grad_output, input, weight.contiguous(), result,
                 num_rows, channels, H, W, P, Q, *window,
                 *grad_output.stride(), *input.stride(), *result.stride(),
@@ -174,12 +181,14 @@ def adder2d_backward_input(
         problem = (num_rows, C, depth, groups * num_classes)
 
         def run(tile: tiles.Tile) -> Tensor:
+            programs = -(-num_rows // tile.block_m) * -(-C // tile.block_n)
+            why = f"stride {geometry.stride} and {groups} groups"
+            grid = _grid(programs, groups * num_classes, why)
             packed = pack(
                 weight, groups, tile.block_n, transposed=True,
                 scale=0.5 if rule == "clip" else 1.0,
             )  # fmt: skip
-            programs = -(-num_rows // tile.block_m) * -(-C // tile.block_n)
-            adder2d_backward_input_kernel[_grid(programs, groups * num_classes)](
+            adder2d_backward_input_kernel[grid](
                 g, sums, input, packed.values, packed.zeros, packed.has_nan, result,
                 num_rows, H, W, P, Q, O, groups,
                 class_height, class_width, classes_w, num_classes, packed.num_blocks, *window,
@@ -220,7 +229,7 @@ def adder2d_backward_weight_sign(
     window = (*geometry.stride, *geometry.padding, *geometry.dilation)
     with _on(input):
         partial = torch.empty((num_shares, *weight.shape), dtype=torch.float32, device=input.device)
-        adder2d_backward_weight_sign_kernel[_grid(num_tiles, num_shares)](
+        adder2d_backward_weight_sign_kernel[_grid(num_tiles, num_shares, f"{num_pixels} pixels")](
             _channels_last(grad_output), _channels_last(input), weight.contiguous(), partial,
             num_pixels, share, *input.shape[2:], P, Q, input.shape[1], O, *window,
             C=C, O=O_group, R=R, S=S, WIDE=_is_wide(num_pixels, input[:, 0].numel()),
