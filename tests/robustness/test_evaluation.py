@@ -244,6 +244,16 @@ def test_a_device_without_float64(net):
     assert found == (1 - int(attacked.success.sum()) / 12, 0)
 
 
+@pytest.mark.gpu
+def test_labels_that_lie_elsewhere_than_the_images():
+    model = small()
+    images, labels = labelled(model)
+    options = {"rows": ["clean", "fgsm"], "epsilons": (0.1,), "batch_size": 6}
+    report = evaluate(model.cuda(), images.cuda(), labels, **options)
+    assert report.accuracy("clean", "running") == pytest.approx(10 / 12)
+    assert report.examples.labels.device.type == "cpu"
+
+
 def test_switches_that_do_not_fit_the_model(adder):
     images, labels = labelled(adder)
     with pytest.raises(ValueError, match="has adder layers; surrogate and sign would"):

@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import nn
 from torch.nn.utils import parametrize
+from torch.overrides import _get_current_function_mode_stack
 
 import torchadder as ta
 from attacked_nets import labelled, small
@@ -92,14 +93,16 @@ class Interrupted(nn.Module):
         return x
 
 
-def test_ctrl_c_in_a_forward_leaves_nothing_switched():
+@pytest.mark.parametrize("after", [1, 2])  # before the attack, and while it takes the gradient
+def test_ctrl_c_in_a_forward_leaves_nothing_switched(after):
     """Torch runs the hooks after a call for exceptions, and for KeyboardInterrupt not."""
     model = small("adder")
     other, norm = layer(), nn.BatchNorm2d(2).eval()
     images, labels = labelled(model)
-    model.norm = nn.Sequential(model.norm, Interrupted(after=2))
+    model.norm = nn.Sequential(model.norm, Interrupted(after))
     with pytest.raises(KeyboardInterrupt), input_gradient(model, "sign"), batch_statistics(model):
         fgsm(model.eval(), images, labels)
+    assert _get_current_function_mode_stack() == []
     assert torch.equal(gradient(other, X), wanted("clip"))
     assert torch.equal(norm(X), X / (1 + norm.eps) ** 0.5)
     other(X).sum().backward()
