@@ -14,6 +14,7 @@ from torchadder.robustness import (
     Normalised,
     batch_statistics,
     evaluate,
+    fgsm,
     input_gradient,
     mifgsm,
     pgd,
@@ -252,6 +253,16 @@ def test_labels_that_lie_elsewhere_than_the_images():
     report = evaluate(model.cuda(), images.cuda(), labels, **options)
     assert report.accuracy("clean", "running") == pytest.approx(10 / 12)
     assert report.examples.labels.device.type == "cpu"
+
+
+@pytest.mark.gpu
+def test_images_that_lie_elsewhere_than_the_model():
+    model = small().cuda()
+    images, labels = labelled(small())
+    for attack in (fgsm, pgd):
+        found = attack(model, images, labels, epsilon=0.1)
+        assert found.images.device.type == "cpu"
+        assert (found.images - images).abs().max() <= 0.1
 
 
 def test_switches_that_do_not_fit_the_model(adder):

@@ -31,11 +31,13 @@ class Ball:
         self.epsilon = epsilon
         # Once an attack and in float64, which not every device has.
         centre = images.detach().cpu()
-        self.lower = _bound(centre, -epsilon).clamp(min=0).to(images.device)
-        self.upper = _bound(centre, epsilon).clamp(max=1).to(images.device)
+        self.lower = _bound(centre, -epsilon).clamp(min=0)
+        self.upper = _bound(centre, epsilon).clamp(max=1)
 
     def project(self, images: Tensor, rows: Tensor | None = None) -> Tensor:
         """The nearest images within the ball; `rows` are their numbers if they are not all."""
+        if self.lower.device != images.device:  # that of the model, where images came from another
+            self.lower, self.upper = self.lower.to(images.device), self.upper.to(images.device)
         lower = self.lower if rows is None else self.lower[rows]
         upper = self.upper if rows is None else self.upper[rows]
         return torch.minimum(torch.maximum(images, lower), upper)
