@@ -1,11 +1,14 @@
 // y = bias - sum |x - w|.
 //
 // The fast sum uses |x - w| = 2 max(x, w) - x - w: only max is summed per pair, the sums of x (a
-// patch) and of w (a filter) are taken once. Its rounding error is at most eps (kBlockRows + blocks)
-// times sum (|x| + |w|), which matters only where the distance is small against that sum. A tile in
-// which any distance is below kCancellation times it (or is not a number: infinities, overflow) is
-// summed again directly, so the error is always at most 1 / kCancellation times the direct sum's.
+// patch) and of w (a filter) are taken once. Its rounding error is a number of eps (README.md counts
+// them) times sum (|x| + |w|), which matters only where the distance is small against that sum. A tile
+// in which any distance is below kCancellation times it (or is no finite number: infinities, overflow)
+// is summed again directly, so the error is always at most 1 / kCancellation times that number of eps
+// times the distance.
 #pragma once
+
+#include <limits>
 
 #include "accumulate.h"
 
@@ -53,7 +56,8 @@ class Forward {
       Buffer<T> stage(plan_.box_pixels() * plan_.panels[0].num_vectors * V::lanes);
       Buffer<T> pixel_sums(fast_ ? 2 * (plan_.slab_elements() / plan_.slots + plan_.box_pixels())
                                  : 0);
-      if (!slab.ok() || !stage.ok() || !pixel_sums.ok()) status = TA_OUT_OF_MEMORY;
+      if (!torchadder::reserve_unit(plan_, &unit) || !slab.ok() || !stage.ok() || !pixel_sums.ok())
+        status = TA_OUT_OF_MEMORY;
 #pragma omp for schedule(dynamic)
       for (int64_t task = 0; task < tasks; task++) {
         if (status != TA_OK) continue;
@@ -233,6 +237,7 @@ class Forward {
   template <int kVectors>
   bool finish_fast(int64_t first, int64_t end, const T* patch, const T* filters, T* stage) const {
     const Reg two = V::set1(2), threshold = V::set1(T(kCancellation));
+    const Reg largest = V::set1(std::numeric_limits<T>::max());
     const T* patch_abs = patch + plan_.box_pixels();
     const T* filters_abs = filters + padded_lanes();
     bool ok = true;
@@ -245,7 +250,7 @@ class Forward {
         const Reg size = V::add(x_abs, V::load(filters_abs + v * V::lanes));
         // V::fma(size, threshold, 0) is a product; the lanes of filters that pad are never small:
         // their distance is the patch's own sum of |x|.
-        ok &= V::all_ge(distance, V::fma(size, threshold, V::zero()));
+        ok &= V::all_ge(distance, V::fma(size, threshold, V::zero())) & V::all_ge(largest, distance);
         V::store(at, distance);
       }
     }

@@ -15,7 +15,7 @@ from closeness import (
     input_gradient_in_float64,
     weight_gradient_in_float64,
 )
-from torchadder.ops.geometry import GRAD_RULES, output_size
+from torchadder.ops.geometry import GRAD_RULES, output_shape, output_size
 
 ops = torch.ops.torchadder
 
@@ -149,6 +149,15 @@ def test_sums_that_overflow_only_in_the_identity(case):
     assert_close(forward(x, w, None, geometry), want, magnitude)
 
 
+def test_distances_that_overflow_only_in_the_identity():
+    """Sums of maxima and of |x| do, distances do not."""
+    x, w = torch.zeros(1, 32, 1, 1), torch.zeros(64, 32, 1, 1)
+    x[0, 0:2], x[0, 16:18] = 2e38, -2e38
+    w[:, 0], w[:, 1], w[:, 16], w[:, 17] = 2e38, 1e38, -1e38, -2e38
+    want, magnitude = forward_in_float64(x, w, None, NARROW.geometry._replace(padding=(0, 0)))
+    assert_close(forward(x, w, None, NARROW.geometry._replace(padding=(0, 0))), want, magnitude)
+
+
 @pytest.mark.parametrize("value", [float("inf"), float("-inf"), float("nan")])
 @pytest.mark.parametrize("where", ["x", "w"])
 @pytest.mark.parametrize("case", [WIDE, NARROW], ids=["wide", "narrow"])
@@ -201,6 +210,18 @@ def test_ties_have_zero_sign(monkeypatch):
         assert torch.equal(ops.adder2d_backward_input(g, x, w, *geometry, rule).double(), want)
         want, _ = weight_gradient_in_float64(g, x, w, geometry, rule)
         assert torch.equal(ops.adder2d_backward_weight(g, x, w, *geometry, rule).double(), want)
+
+
+@pytest.mark.parametrize("padding", [(0, 0), (3, 1)])
+@pytest.mark.parametrize("rule", ["clip", "exact"])
+def test_stride_that_leaves_most_pixels_out(padding, rule, monkeypatch):
+    case = Case("", (2, 5, 31, 37), (4, 2, 1), stride=(11, 9), padding=padding, dilation=(4, 1))
+    x, w, _ = case.draw()
+    g = torch.randn(output_shape(x, w, None, case.geometry))
+    want, magnitude = input_gradient_in_float64(g, x, w, case.geometry, rule, monkeypatch)
+    got = ops.adder2d_backward_input(g, x, w, *case.geometry, rule)
+    assert_close(got, want, magnitude)
+    assert (got == 0).double().mean() > 0.9
 
 
 def test_tiny_differences_have_full_sign():
