@@ -1,4 +1,4 @@
-/* C interface of the adder kernels. Plain pointers, no torch, no exceptions.
+/* C interface of the adder kernels. Plain pointers, no torch; no exception leaves it.
  *
  * Every tensor is described by element strides, so that any memory format, slice or expansion is
  * read in place. Weights are contiguous (O, C / groups, R, S). Results must be contiguous as NCHW or

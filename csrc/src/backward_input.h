@@ -46,7 +46,8 @@ class BackwardInput {
       Buffer<T> slab(plan_.slab_elements());
       Buffer<T> box(plan_.box_pixels() * V::lanes);
       Buffer<T> stage(plan_.box_pixels() * V::lanes);
-      if (!slab.ok() || !box.ok() || !stage.ok()) status = TA_OUT_OF_MEMORY;
+      if (!torchadder::reserve_unit(plan_, &unit) || !slab.ok() || !box.ok() || !stage.ok())
+        status = TA_OUT_OF_MEMORY;
 #pragma omp for schedule(dynamic)
       for (int64_t task = 0; task < tasks; task++) {
         if (status != TA_OK) continue;

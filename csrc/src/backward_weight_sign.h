@@ -39,7 +39,8 @@ class BackwardWeightSign {
       Buffer<T> box(plan_.box_pixels() * V::lanes);
       Buffer<T> filters(plan_.num_rows * V::lanes);
       Buffer<T> sums(block_rows * V::lanes);
-      if (!slab.ok() || !box.ok() || !filters.ok() || !sums.ok()) status = TA_OUT_OF_MEMORY;
+      if (!torchadder::reserve_unit(plan_, &unit) || !slab.ok() || !box.ok() || !filters.ok() || !sums.ok())
+        status = TA_OUT_OF_MEMORY;
 #pragma omp for schedule(dynamic)
       for (int64_t task = 0; task < tasks; task++) {
         if (status != TA_OK) continue;

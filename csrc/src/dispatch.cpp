@@ -2,6 +2,7 @@
 #include <cstdlib>
 #include <cstring>
 
+#include "guard.h"
 #include "table.h"
 
 namespace torchadder {
@@ -40,6 +41,7 @@ const Kernels* kernels(int dtype) {
 }  // namespace
 }  // namespace torchadder
 
+using torchadder::guarded;
 using torchadder::kernels;
 
 int ta_abi_version(void) { return TA_ABI_VERSION; }
@@ -48,17 +50,19 @@ const char* ta_cpu_capability(void) { return kernels(TA_FLOAT32)->name; }
 
 int ta_adder2d_forward(const ta_problem* problem, int dtype, const void* x, const void* w,
                        const void* bias, void* y, int threads) {
-  return kernels(dtype)->forward(*problem, x, w, bias, y, threads);
+  return guarded([&] { return kernels(dtype)->forward(*problem, x, w, bias, y, threads); });
 }
 
 int ta_adder2d_backward_input(const ta_problem* problem, int dtype, int rule, const void* gy,
                               const void* x, const void* w, void* gx, int threads) {
-  return kernels(dtype)->backward_input(*problem, rule, gy, x, w, gx, threads);
+  return guarded(
+      [&] { return kernels(dtype)->backward_input(*problem, rule, gy, x, w, gx, threads); });
 }
 
 int ta_adder2d_backward_weight_sign(const ta_problem* problem, int dtype, const void* gy,
                                     const void* x, const void* w, void* gw, int threads) {
-  return kernels(dtype)->backward_weight_sign(*problem, gy, x, w, gw, threads);
+  return guarded(
+      [&] { return kernels(dtype)->backward_weight_sign(*problem, gy, x, w, gw, threads); });
 }
 
 double ta_peak_max_add(int dtype, double seconds) { return kernels(dtype)->peak_max_add(seconds); }

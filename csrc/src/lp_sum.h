@@ -92,7 +92,8 @@ class LpSum {
       Buffer<T> slab(plan_.slab_elements());
       Buffer<T> box(forward_ ? 0 : plan_.box_pixels() * V::lanes);
       Buffer<T> stage(plan_.box_pixels() * plan_.panels[0].num_vectors * V::lanes);
-      if (!slab.ok() || !box.ok() || !stage.ok()) status = TA_OUT_OF_MEMORY;
+      if (!torchadder::reserve_unit(plan_, &unit) || !slab.ok() || !box.ok() || !stage.ok())
+        status = TA_OUT_OF_MEMORY;
 #pragma omp for schedule(dynamic)
       for (int64_t task = 0; task < tasks; task++) {
         if (status != TA_OK) continue;

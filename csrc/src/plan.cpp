@@ -1,6 +1,7 @@
 #include "plan.h"
 
 #include <algorithm>
+#include <new>
 
 namespace torchadder {
 namespace {
@@ -17,6 +18,11 @@ constexpr int64_t kMinPixels = 96;
 int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
 int64_t floor_div(int64_t a, int64_t b) { return a >= 0 ? a / b : -ceil_div(-a, b); }
+
+// Steps from `from` up to the next number that leaves `remainder` when divided by `stride`.
+int64_t distance_to(int64_t remainder, int64_t from, int64_t stride) {
+  return (remainder - from % stride + stride) % stride;
+}
 
 // The largest part of `total` that is at most `limit` and cuts it into even pieces.
 int64_t even_part(int64_t total, int64_t limit) {
@@ -110,9 +116,9 @@ struct Tap {
 };
 
 // Appends the taps of one phase, in ascending order of memory, as blocks of runs.
-void add_phase(Plan* plan, const std::vector<Tap>& taps) {
+void add_phase(Plan* plan, int64_t row, int64_t col, const std::vector<Tap>& taps) {
   const int64_t row_step = plan->lanewise ? plan->lanes : 1;
-  Phase phase{static_cast<int64_t>(plan->blocks.size()), 0};
+  Phase phase{row, col, static_cast<int64_t>(plan->blocks.size()), 0};
   int64_t position = std::count_if(plan->tap_position.begin(), plan->tap_position.end(),
                                    [](int64_t placed) { return placed >= 0; });
   int64_t rows_in_block = kBlockRows;  // forces a new block
@@ -150,17 +156,26 @@ void add_forward_taps(Plan* plan, const ta_problem& p) {
     for (int64_t s = 0; s < p.kernel_w; s++)
       taps.push_back({r * p.kernel_w + s,
                       r * plan->rows.slab_step * plan->slab_cols + s * plan->cols.slab_step});
-  add_phase(plan, taps);
+  add_phase(plan, 0, 0, taps);
+}
+
+// Taps of one direction that the pixels of a phase see, the last first.
+std::vector<int64_t> taps_of_phase(int64_t phase, int64_t kernel, int64_t stride, int64_t dilation) {
+  std::vector<int64_t> taps;
+  for (int64_t tap = kernel - 1; tap >= 0; tap--)
+    if (tap * dilation % stride == phase) taps.push_back(tap);
+  return taps;
 }
 
 void add_backward_taps(Plan* plan, const ta_problem& p) {
-  for (int64_t phase_h = 0; phase_h < p.stride_h; phase_h++) {
-    for (int64_t phase_w = 0; phase_w < p.stride_w; phase_w++) {
+  for (int64_t row = 0; row < p.stride_h; row++) {
+    const std::vector<int64_t> taps_h = taps_of_phase(row, p.kernel_h, p.stride_h, p.dilation_h);
+    for (int64_t col = 0; col < p.stride_w && !taps_h.empty(); col++) {
+      const std::vector<int64_t> taps_w = taps_of_phase(col, p.kernel_w, p.stride_w, p.dilation_w);
+      if (taps_w.empty()) continue;
       std::vector<Tap> taps;
-      for (int64_t r = p.kernel_h - 1; r >= 0; r--) {
-        if (r * p.dilation_h % p.stride_h != phase_h) continue;
-        for (int64_t s = p.kernel_w - 1; s >= 0; s--) {
-          if (s * p.dilation_w % p.stride_w != phase_w) continue;
+      for (const int64_t r : taps_h) {
+        for (const int64_t s : taps_w) {
           const int64_t shift_h = plan->rows.segments > 1 ? r * plan->rows.slab_step
                                                           : r * p.dilation_h / p.stride_h;
           const int64_t shift_w = plan->cols.segments > 1 ? s * plan->cols.slab_step
@@ -168,7 +183,7 @@ void add_backward_taps(Plan* plan, const ta_problem& p) {
           taps.push_back({r * p.kernel_w + s, -(shift_h * plan->slab_cols + shift_w)});
         }
       }
-      add_phase(plan, taps);
+      add_phase(plan, row, col, taps);
     }
   }
 }
@@ -237,6 +252,17 @@ Plan make_plan(ta_problem p, Direction direction, int64_t lanes, int64_t element
   return plan;
 }
 
+bool reserve_unit(const Plan& plan, Unit* unit) {
+  try {
+    unit->base.reserve(static_cast<size_t>(plan.box_pixels()));
+    unit->index.reserve(static_cast<size_t>(plan.box_pixels()));
+    unit->phase_begin.reserve(plan.phases.size() + 1);
+    return true;
+  } catch (const std::bad_alloc&) {
+    return false;
+  }
+}
+
 void locate_unit(const Plan& plan, int64_t number, Unit* unit) {
   const int64_t w = number % plan.units_w;
   const int64_t h = number / plan.units_w % plan.units_h;
@@ -260,24 +286,22 @@ void locate_unit(const Plan& plan, int64_t number, Unit* unit) {
   unit->index.clear();
   unit->phase_begin.clear();
 
-  const int64_t phases_h = forward ? 1 : sh, phases_w = forward ? 1 : sw;
+  const int64_t step_h = forward ? 1 : sh, step_w = forward ? 1 : sw;
   const int64_t cols = unit->w1 - unit->w0;
-  for (int64_t phase_h = 0; phase_h < phases_h; phase_h++) {
-    for (int64_t phase_w = 0; phase_w < phases_w; phase_w++) {
-      unit->phase_begin.push_back(static_cast<int64_t>(unit->base.size()));
-      for (int64_t n = unit->n0; n < unit->n1; n++) {
-        const int64_t image = n - unit->n0;
-        for (int64_t h = unit->h0; h < unit->h1; h++) {
-          if (!forward && (h + plan.pad_h) % sh != phase_h) continue;
-          const int64_t row = forward ? (h - unit->h0) * sh : (h + plan.pad_h) / sh - first_h;
-          const int64_t slab_row = (image * plan.slab_rows + row) * plan.slab_cols;
-          const int64_t box_row = (image * (unit->h1 - unit->h0) + h - unit->h0) * cols;
-          for (int64_t w = unit->w0; w < unit->w1; w++) {
-            if (!forward && (w + plan.pad_w) % sw != phase_w) continue;
-            const int64_t col = forward ? (w - unit->w0) * sw : (w + plan.pad_w) / sw - first_w;
-            unit->base.push_back(slab_row + col);
-            unit->index.push_back(box_row + w - unit->w0);
-          }
+  for (const Phase& phase : plan.phases) {
+    unit->phase_begin.push_back(static_cast<int64_t>(unit->base.size()));
+    const int64_t start_h = unit->h0 + distance_to(phase.row, unit->h0 + plan.pad_h, step_h);
+    const int64_t start_w = unit->w0 + distance_to(phase.col, unit->w0 + plan.pad_w, step_w);
+    for (int64_t n = unit->n0; n < unit->n1; n++) {
+      const int64_t image = n - unit->n0;
+      for (int64_t h = start_h; h < unit->h1; h += step_h) {
+        const int64_t row = forward ? (h - unit->h0) * sh : (h + plan.pad_h) / sh - first_h;
+        const int64_t slab_row = (image * plan.slab_rows + row) * plan.slab_cols;
+        const int64_t box_row = (image * (unit->h1 - unit->h0) + h - unit->h0) * cols;
+        for (int64_t w = start_w; w < unit->w1; w += step_w) {
+          const int64_t col = forward ? (w - unit->w0) * sw : (w + plan.pad_w) / sw - first_w;
+          unit->base.push_back(slab_row + col);
+          unit->index.push_back(box_row + w - unit->w0);
         }
       }
     }

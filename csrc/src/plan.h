@@ -32,8 +32,10 @@ struct Block {
   int64_t first_row;  // of the packed weights
 };
 
-// Result pixels that see the same taps: one phase forward, stride_h x stride_w phases backward.
+// Result pixels that see the same taps: one phase forward; backward, those of the stride_h x stride_w
+// phases that see any. Its rows h are those with (h + pad_h) % stride_h == row, likewise columns.
 struct Phase {
+  int64_t row, col;
   int64_t first_block, num_blocks;
 };
 
@@ -99,7 +101,7 @@ struct Plan {
 
 Plan make_plan(ta_problem problem, Direction direction, int64_t lanes, int64_t element_size);
 
-// The result pixels of one unit, listed by phase.
+// The result pixels of one unit, listed by phase; backward, those that see no tap are not listed.
 struct Unit {
   int64_t n0, n1, h0, h1, w0, w1;
   int64_t row0, col0;                // source pixel of slab (0, 0)
@@ -110,7 +112,10 @@ struct Unit {
   int64_t num_pixels() const { return (n1 - n0) * (h1 - h0) * (w1 - w0); }
 };
 
-// Fills `unit` (whose vectors are reused) with unit number `number`.
+// Reserves what any unit of the plan needs; false where the memory is not to be had.
+bool reserve_unit(const Plan& plan, Unit* unit);
+
+// Fills `unit` with unit number `number`. Throws nothing once memory is reserved.
 void locate_unit(const Plan& plan, int64_t number, Unit* unit);
 
 }  // namespace torchadder

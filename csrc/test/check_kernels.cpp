@@ -4,14 +4,33 @@
 //   check_kernels [problems] [seed]
 //
 // TORCHADDER_CPU_CAPABILITY chooses the instruction set, as in the library.
+#include <atomic>
 #include <cmath>
 #include <cstdio>
 #include <cstdlib>
 #include <limits>
+#include <new>
 #include <random>
 #include <vector>
 
 #include "torchadder_lp.h"
+
+namespace {
+
+// Allocations by `new` that still succeed; negative for all.
+std::atomic<int64_t> allocations_left{-1};
+
+}  // namespace
+
+void* operator new(std::size_t size) {
+  const bool fails = allocations_left >= 0 && allocations_left-- <= 0;
+  void* memory = fails ? nullptr : std::malloc(size ? size : 1);
+  if (memory == nullptr) throw std::bad_alloc();
+  return memory;
+}
+
+void operator delete(void* memory) noexcept { std::free(memory); }
+void operator delete(void* memory, std::size_t) noexcept { std::free(memory); }
 
 namespace {
 
@@ -204,11 +223,47 @@ bool check(const ta_problem& p, int dtype, int threads) {
          check_lp(p, dtype, threads, 1.75, true, x, w, gy);
 }
 
+// Whichever allocation fails, the call says so: no exception leaves it.
+bool check_without_memory() {
+  ta_problem p{};
+  p.batch = 2;
+  p.in_channels = p.out_channels = 2;
+  p.height = p.width = p.out_height = p.out_width = 4;
+  p.kernel_h = p.kernel_w = p.stride_h = p.stride_w = p.dilation_h = p.dilation_w = p.groups = 1;
+  for (int64_t* strides : {p.input_strides, p.output_strides, p.result_strides})
+    set_strides(strides, 2, 4, 4, false);
+  const std::vector<float> image(64), weight(4);
+  std::vector<float> result(64);
+  const float *x = image.data(), *w = weight.data();
+  for (int function = 0; function < 4; function++) {
+    int status = TA_OUT_OF_MEMORY;
+    for (int64_t allowed = 0; status != TA_OK; allowed++) {
+      allocations_left = allowed;
+      if (function == 0)
+        status = ta_adder2d_forward(&p, TA_FLOAT32, x, w, nullptr, result.data(), 2);
+      else if (function == 1)
+        status = ta_adder2d_backward_input(&p, TA_FLOAT32, TA_RULE_CLIP, x, x, w, result.data(), 2);
+      else if (function == 2)
+        status = ta_adder2d_backward_weight_sign(&p, TA_FLOAT32, x, x, w, result.data(), 2);
+      else
+        status = ta_adder2d_lp_backward_weight(&p, TA_FLOAT32, 1.5, x, x, w, result.data(), 2);
+      allocations_left = -1;
+      if (status != TA_OK && status != TA_OUT_OF_MEMORY) return false;
+      if (allowed == 0 && status == TA_OK) return false;  // nothing was counted
+    }
+  }
+  return true;
+}
+
 }  // namespace
 
 int main(int argc, char** argv) {
   const int problems = argc > 1 ? std::atoi(argv[1]) : 100;
   generator.seed(argc > 2 ? std::atoi(argv[2]) : 0);
+  if (!check_without_memory()) {
+    std::printf("failed: without memory\n");
+    return 1;
+  }
   int checked = 0;
   while (checked < problems) {
     ta_problem p{};
