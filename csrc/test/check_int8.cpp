@@ -184,11 +184,32 @@ bool check_longest(int kind) {
   return true;
 }
 
+// Filters are packed without an image, and results of no pixel need nothing.
+bool check_no_images() {
+  ta_int8_problem p{};
+  p.in_channels = 3;
+  p.out_channels = 5;
+  p.kernel_h = p.kernel_w = p.stride_h = p.stride_w = p.dilation_h = p.dilation_w = p.groups = 1;
+  const std::vector<uint8_t> w(15, 1);
+  std::vector<uint8_t> packed(static_cast<size_t>(ta_int8_packed_size(&p)));
+  ta_int8_pack(&p, w.data(), packed.data());
+  const ta_requantisation how{};
+  return packed.size() == 64 &&
+         ta_int8_conv2d(&p, TA_INT8_ADDER, nullptr, packed.data(), 0, nullptr, 1) == TA_OK &&
+         ta_int8_conv2d_requantised(&p, TA_INT8_ADDER, nullptr, packed.data(), 0, &how, nullptr,
+                                    1) == TA_OK &&
+         ta_int8_max_pool2d(&p, nullptr, nullptr, 1) == TA_OK;
+}
+
 }  // namespace
 
 int main(int argc, char** argv) {
   const int problems = argc > 1 ? std::atoi(argv[1]) : 100;
   generator.seed(argc > 2 ? static_cast<unsigned>(std::atoi(argv[2])) : 0);
+  if (!check_no_images()) {
+    std::printf("failed: no images\n");
+    return 1;
+  }
   for (const int kind : {TA_INT8_ADDER, TA_INT8_CONVOLUTION}) {
     if (!check_longest(kind)) {
       std::printf("failed: the longest sums of kind %d\n", kind);

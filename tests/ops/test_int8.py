@@ -58,8 +58,8 @@ def test_packing_is_that_of_the_c_interface_and_can_be_undone(problem):
     handle = cpu.library()
     if handle is None:
         pytest.skip("the compiled kernels are not loaded")
-    size = ops.adder2d_int8(x, packed, w.shape, 0, *window).shape
-    c_problem = cpu._problem(tuple(x.shape), tuple(w.shape), tuple(size), make_geometry(*window))
+    layer_alone = ((0, x.shape[1], 0, 0), tuple(w.shape), (0, 0, 0, 0), make_geometry(*window))
+    c_problem = cpu._problem(*layer_alone)
     handle.ta_int8_packed_size.restype = ctypes.c_int64
     assert handle.ta_int8_packed_size(ctypes.byref(c_problem)) == packed.numel()
     other = torch.empty_like(packed)

@@ -2,6 +2,7 @@
 // picked, if it has the instructions for bytes, too.
 #include <cstring>
 
+#include "guard.h"
 #include "int8/plan.h"
 #include "int8/table.h"
 
@@ -40,12 +41,18 @@ const Kernels& kernels(int kind) {
   return kind == TA_INT8_CONVOLUTION ? convolution : adder;
 }
 
+bool is_empty(const ta_int8_problem& p) {
+  return p.batch == 0 || p.out_channels == 0 || p.out_height == 0 || p.out_width == 0;
+}
+
 const uint8_t* bytes(const void* packed) { return static_cast<const uint8_t*>(packed); }
 
 }  // namespace
 }  // namespace torchadder::int8
 
+using torchadder::guarded;
 using torchadder::int8::bytes;
+using torchadder::int8::is_empty;
 using torchadder::int8::kernels;
 
 int64_t ta_int8_packed_size(const ta_int8_problem* problem) {
@@ -58,17 +65,23 @@ void ta_int8_pack(const ta_int8_problem* problem, const void* w, void* packed) {
 
 int ta_int8_conv2d(const ta_int8_problem* problem, int kind, const uint8_t* x, const void* packed,
                    uint8_t zero_point, int32_t* y, int threads) {
-  return kernels(kind).sums(*problem, x, bytes(packed), zero_point, y, threads);
+  if (is_empty(*problem)) return TA_OK;
+  return guarded(
+      [&] { return kernels(kind).sums(*problem, x, bytes(packed), zero_point, y, threads); });
 }
 
 int ta_int8_conv2d_requantised(const ta_int8_problem* problem, int kind, const uint8_t* x,
                                const void* packed, uint8_t zero_point,
                                const ta_requantisation* requantisation, uint8_t* y, int threads) {
-  return kernels(kind).requantised(*problem, x, bytes(packed), zero_point, *requantisation, y,
-                                   threads);
+  if (is_empty(*problem)) return TA_OK;
+  return guarded([&] {
+    return kernels(kind).requantised(*problem, x, bytes(packed), zero_point, *requantisation, y,
+                                     threads);
+  });
 }
 
 int ta_int8_max_pool2d(const ta_int8_problem* problem, const uint8_t* x, uint8_t* y, int threads) {
   static const torchadder::int8::MaxPool max_pool = torchadder::int8::choose_max_pool();
-  return max_pool(*problem, x, y, threads);
+  if (is_empty(*problem)) return TA_OK;
+  return guarded([&] { return max_pool(*problem, x, y, threads); });
 }

@@ -21,21 +21,28 @@ bool joins_columns(const ta_int8_problem& p) {
   return p.dilation_w == 1 && (p.groups == 1 || (p.in_channels / p.groups) % kStepBytes != 0);
 }
 
+Layer make_layer(const ta_int8_problem& p) {
+  Layer layer{};
+  layer.depthwise = is_depthwise(p);
+  layer.joined = joins_columns(p);
+  layer.depth = p.in_channels / p.groups;
+  layer.group_filters = p.out_channels / p.groups;
+  layer.run_bytes = (layer.joined ? p.kernel_w : 1) * layer.depth;
+  layer.runs_per_row = layer.joined ? 1 : p.kernel_w;
+  layer.num_blocks = ceil_div(layer.group_filters, kBlock);
+  layer.num_steps = p.kernel_h * layer.runs_per_row * ceil_div(layer.run_bytes, kStepBytes);
+  layer.group_packed = layer.depthwise ? p.kernel_h * p.kernel_w
+                                       : layer.num_steps * layer.num_blocks * kBlock * kStepBytes;
+  return layer;
+}
+
 }  // namespace
 
 Plan make_plan(const ta_int8_problem& p) {
   Plan plan{};
+  static_cast<Layer&>(plan) = make_layer(p);
   plan.problem = p;
-  plan.depthwise = is_depthwise(p);
-  plan.depth = p.in_channels / p.groups;
-  plan.group_filters = p.out_channels / p.groups;
-  plan.num_blocks = ceil_div(plan.group_filters, kBlock);
-  const bool joined = joins_columns(p);
-  const int64_t run_bytes = (joined ? p.kernel_w : 1) * plan.depth;
-  const int64_t runs_per_row = joined ? 1 : p.kernel_w;
-  plan.num_steps = p.kernel_h * runs_per_row * ceil_div(run_bytes, kStepBytes);
-  plan.group_packed = plan.num_steps * plan.num_blocks * kBlock * kStepBytes;
-  if (plan.depthwise) plan.group_packed = p.kernel_h * p.kernel_w;
+  const int64_t run_bytes = plan.run_bytes;
 
   // A short last step reads beyond its run, which is safe in a slab only.
   const bool padded = p.pad_h > 0 || p.pad_w > 0;
@@ -57,38 +64,37 @@ Plan make_plan(const ta_int8_problem& p) {
   plan.slab_rows = (plan.unit_rows - 1) * p.stride_h + window_rows;
 
   for (int64_t r = 0; r < p.kernel_h; r++)
-    for (int64_t s = 0; s < runs_per_row; s++)
+    for (int64_t s = 0; s < plan.runs_per_row; s++)
       plan.runs.push_back({r * p.dilation_h * plan.row_bytes + s * p.dilation_w * plan.pixel_bytes,
                            run_bytes / kStepBytes, static_cast<int>(run_bytes % kStepBytes)});
   return plan;
 }
 
 int64_t packed_size(const ta_int8_problem& problem) {
-  return make_plan(problem).group_packed * problem.groups;
+  return make_layer(problem).group_packed * problem.groups;
 }
 
 void pack(const ta_int8_problem& p, const uint8_t* w, uint8_t* packed) {
-  const Plan plan = make_plan(p);
+  const Layer layer = make_layer(p);
   const int64_t taps = p.kernel_h * p.kernel_w;
-  if (plan.depthwise) {  // (C, R, S) to (R, S, C)
+  if (layer.depthwise) {  // (C, R, S) to (R, S, C)
     for (int64_t tap = 0; tap < taps; tap++)
       for (int64_t c = 0; c < p.out_channels; c++) packed[tap * p.out_channels + c] = w[c * taps + tap];
     return;
   }
-  std::memset(packed, 0, static_cast<size_t>(plan.group_packed * p.groups));
-  const bool joined = joins_columns(p);
-  const int64_t steps_per_run = plan.num_steps / (p.kernel_h * (joined ? 1 : p.kernel_w));
+  std::memset(packed, 0, static_cast<size_t>(layer.group_packed * p.groups));
+  const int64_t steps_per_run = layer.num_steps / (p.kernel_h * layer.runs_per_row);
   for (int64_t o = 0; o < p.out_channels; o++) {
-    const int64_t group = o / plan.group_filters, filter = o % plan.group_filters;
-    uint8_t* to = packed + group * plan.group_packed + filter * kStepBytes;
+    const int64_t group = o / layer.group_filters, filter = o % layer.group_filters;
+    uint8_t* to = packed + group * layer.group_packed + filter * kStepBytes;
     for (int64_t r = 0; r < p.kernel_h; r++)
       for (int64_t s = 0; s < p.kernel_w; s++)
-        for (int64_t c = 0; c < plan.depth; c++) {
-          const int64_t run = joined ? r : r * p.kernel_w + s;
-          const int64_t byte = joined ? s * plan.depth + c : c;
+        for (int64_t c = 0; c < layer.depth; c++) {
+          const int64_t run = layer.joined ? r : r * p.kernel_w + s;
+          const int64_t byte = layer.joined ? s * layer.depth + c : c;
           const int64_t step = run * steps_per_run + byte / kStepBytes;
-          to[step * plan.num_blocks * kBlock * kStepBytes + byte % kStepBytes] =
-              w[(o * plan.depth + c) * taps + r * p.kernel_w + s];
+          to[step * layer.num_blocks * kBlock * kStepBytes + byte % kStepBytes] =
+              w[(o * layer.depth + c) * taps + r * p.kernel_w + s];
         }
   }
 }

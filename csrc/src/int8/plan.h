@@ -23,15 +23,22 @@ struct Run {
   int tail_bytes;     // of the last step, 0 for none
 };
 
-struct Plan {
-  ta_int8_problem problem;
+// What depends on the layer alone: not on the batch or the size of the images.
+struct Layer {
   bool depthwise;          // one input and one output channel a group: lanes are channels
-  bool in_place;           // windows are read from the image itself
+  bool joined;             // the columns of a window row are one run
   int64_t depth;           // input channels of a group
   int64_t group_filters;   // output channels of a group
+  int64_t run_bytes;       // of the image, in a run
+  int64_t runs_per_row;    // of a window
   int64_t num_blocks;      // of a group, the last one may be partly empty
   int64_t num_steps;       // of a filter
   int64_t group_packed;    // bytes of a group's packed filters
+};
+
+struct Plan : Layer {
+  ta_int8_problem problem;
+  bool in_place;           // windows are read from the image itself
 
   int64_t unit_rows, units_per_image;  // output rows of a unit of work
   int64_t slab_rows, slab_cols;        // input pixels that a unit reads
