@@ -10,14 +10,13 @@
 #include <cmath>
 #include <cstdint>
 
+#include "power_of_two.h"
+
 namespace {
 
 // log2(1 + u) = u (kLog[0] + kLog[1] u + ...), |error| < 2^-24.3 for 1 + u in [sqrt(1/2), sqrt(2)].
 constexpr float kLog[] = {1.44269477f,  -0.721357149f, 0.480939445f, -0.360087215f,
                           0.286707446f, -0.250069048f, 0.236890451f, -0.145744541f};
-// 2^z = kExp[0] + kExp[1] z + ..., |relative error| < 2^-26 for z in [-1, 1].
-constexpr float kExp[] = {0.999999992f,   0.693147222f,   0.240226802f,   0.0555037876f,
-                          0.00961656545f, 0.00133393241f, 0.00015662799f, 1.50504201e-05f};
 
 template <class V>
 typename V::Reg product(typename V::Reg a, typename V::Reg b) {
@@ -70,7 +69,7 @@ class Power<V, float> {
     const Reg u = V::sub(V::split(size, &e), V::set1(1));
     Reg q = V::set1(r.log[7]);
     for (int i = 6; i >= 0; i--) q = V::fma(q, u, V::set1(r.log[i]));
-    const Reg magic = V::set1(0x1.8p23f);
+    const Reg magic = V::set1(kRounding);
     Reg shifted, rest;
     if constexpr (V::fused) {
       shifted = V::fma(e, V::set1(r.whole), magic);
@@ -81,9 +80,7 @@ class Power<V, float> {
       rest = V::fma(e, V::set1(r.low), V::sub(high, V::sub(shifted, magic)));
     }
     const Reg z = V::fma(q, u, rest);
-    Reg power = V::set1(kExp[7]);
-    for (int i = 6; i >= 0; i--) power = V::fma(power, z, V::set1(kExp[i]));
-    return V::scale(power, shifted);
+    return power_of_two<V>(z, shifted);
   }
 
   const Exponent rise_, fall_;

@@ -20,6 +20,9 @@ struct LpAvx2F32 : Avx2F32 {
     const __m256i k = _mm256_slli_epi32(_mm256_castps_si256(shifted), 23);
     return _mm256_castsi256_ps(_mm256_add_epi32(_mm256_castps_si256(a), k));
   }
+  static Reg within(Reg a, Reg limit) {
+    return _mm256_and_ps(_mm256_cmp_ps(abs(a), limit, _CMP_LE_OQ), a);
+  }
 };
 
 using LpAvx2F64 = Avx2F64;

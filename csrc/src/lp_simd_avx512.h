@@ -20,6 +20,9 @@ struct LpAvx512F32 : Avx512F32 {
     const __m512i k = _mm512_slli_epi32(_mm512_castps_si512(shifted), 23);
     return _mm512_castsi512_ps(_mm512_add_epi32(_mm512_castps_si512(a), k));
   }
+  static Reg within(Reg a, Reg limit) {
+    return _mm512_maskz_mov_ps(_mm512_cmp_ps_mask(abs(a), limit, _CMP_LE_OQ), a);
+  }
 };
 
 using LpAvx512F64 = Avx512F64;

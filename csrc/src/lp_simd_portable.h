@@ -22,6 +22,8 @@ struct LpPortableF32 : PortableF32 {
   static Reg scale(Reg a, Reg shifted) {
     return (Reg)((Unsigned)a + ((Unsigned)shifted << 23));
   }
+  // a where |a| <= limit, else 0.
+  static Reg within(Reg a, Reg limit) { return (Reg)((Bits)(abs(a) <= limit) & (Bits)a); }
 
  private:
   typedef uint32_t Unsigned __attribute__((vector_size(16)));

@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from torchadder.distill import EXPONENT_LIMIT, GaussianKernel, KernelAlignment, LaplacianKernel
-from torchadder.distill import moments as moments_module
 from torchadder.distill.moments import kernel_moments
+from torchadder.ops.pkkd import reference
 
 
 def build(channels, *, kernel, linear_map, dtype):
@@ -38,7 +38,7 @@ def results(function, alignment, student, teacher):
 
 @pytest.fixture(params=[100, 10**9], ids=["many chunks", "one chunk"])
 def chunk(request, monkeypatch):
-    monkeypatch.setitem(moments_module.CHUNK_ELEMENTS, "cpu", request.param)
+    monkeypatch.setitem(reference.CHUNK_ELEMENTS, "cpu", request.param)
 
 
 CASES = list(

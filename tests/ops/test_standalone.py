@@ -31,7 +31,9 @@ def programs(tmp_path_factory):
 
 
 @pytest.mark.parametrize("capability", CAPABILITIES)
-@pytest.mark.parametrize(("program", "problems"), [("check_kernels", 60), ("check_int8", 200)])
+@pytest.mark.parametrize(
+    ("program", "problems"), [("check_kernels", 60), ("check_int8", 200), ("check_pkkd", 60)]
+)
 def test_random_problems(programs, program, problems, capability):
     result = subprocess.run(
         [programs / program, str(problems), "7"],

@@ -86,9 +86,8 @@ _Read = Callable[[tuple[Any, ...]], tuple[Geometry, list[Any]]]
 """Checks the arguments behind the tensors: the window and the options."""
 
 
-def _register(
-    name: str, schema: str, compute: Callable[..., Tensor], fake: Callable[..., Tensor]
-) -> None:
+def register(name: str, schema: str, compute: Callable[..., Any], fake: Callable[..., Any]) -> None:
+    """Register ``torchadder::NAME``: one function for every device, and one for shapes alone."""
     _library.define(name + schema, tags=(torch.Tag.pt2_compliant_tag,))
     _library.impl(name, compute, "CompositeExplicitAutograd")
     torch.library.register_fake(f"torchadder::{name}", fake, lib=_library)
@@ -106,7 +105,7 @@ def _declare_forward(name: str, options: str, read: _Read, kernel: Callable[...,
         return input.new_empty(size).to(memory_format=memory_format(input))
 
     schema = f"(Tensor input, Tensor weight, Tensor? bias, {_WINDOW}, {options}) -> Tensor"
-    _register(name, schema, compute, fake)
+    register(name, schema, compute, fake)
 
 
 def _declare_gradient(
@@ -125,7 +124,7 @@ def _declare_gradient(
         return torch.empty_like(input, memory_format=memory_format(input))
 
     schema = f"(Tensor grad_output, Tensor input, Tensor weight, {_WINDOW}, {options}) -> Tensor"
-    _register(f"{name}_backward_{which}", schema, compute, fake)
+    register(f"{name}_backward_{which}", schema, compute, fake)
 
 
 def _check_grad_output(
