@@ -25,23 +25,23 @@ struct ta_pkkd_side {
 };
 
 struct ta_pkkd_problem {
-  int64_t positions, channels;
+  int64_t positions, channels; /* channels >= 1 */
   struct ta_pkkd_side student, teacher;
-  float limit;
+  float limit; /* at most 80: exp(limit) must stay an ordinary number */
 };
 
 /* Over all positions: the sums of k and of l, (2, channels), then the sums of k k^T, l l^T and k l^T,
- * (3, channels, channels). Summed in float32 over at most 1024 positions, then in float64. */
+ * (3, channels, channels). Summed in float32 over at most 512 positions, then in float64. */
 TA_API int ta_pkkd_sums(const struct ta_pkkd_problem* problem, double* sums, int threads);
 
 /* The gradients of k and l are offset + matrix [k, l], with an offset of (2 channels) and a symmetric
  * matrix (2 channels, 2 channels). Through the kernel, times rate (k + 1), and less shift (channels), that
- * of k becomes the gradient of the student's output, shaped and laid out like it. against (2) is the sum
+ * of k becomes the gradient of the student's output, shaped and laid out like it. rate_sums (2) is the sum
  * of gradient times (y - centre) rate log2(e) where the clamp is not reached, before the shift: of the
  * student, and of the teacher if it is wanted, else 0. */
 TA_API int ta_pkkd_gradient(const struct ta_pkkd_problem* problem, const float* matrix,
                             const float* offset, const float* shift, int wants_teacher,
-                            float* gradient, double* against, int threads);
+                            float* gradient, double* rate_sums, int threads);
 
 #ifdef __cplusplus
 }

@@ -1,4 +1,4 @@
-// What a power needs beyond simd_avx512.h. See lp_simd_portable.h for what each member means.
+// What a power and PKKD's kernels need beyond simd_avx512.h. See lp_simd_portable.h for what each member means.
 #pragma once
 
 #include "simd_avx512.h"

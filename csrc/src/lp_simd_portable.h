@@ -1,4 +1,4 @@
-// What a power needs beyond simd_portable.h. This file also says what the members mean.
+// What a power and PKKD's kernels need beyond simd_portable.h. This file also says what the members mean.
 #pragma once
 
 #include "simd_portable.h"

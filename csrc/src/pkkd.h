@@ -1,6 +1,6 @@
-// The sums behind PKKD's distance between two layers, and their gradient (torchadder_pkkd.h). Outputs are
-// read once in each; kernel values live in a tile that stays in the cache, with the student's channels and
-// the teacher's side by side in every row (a position): [k, l].
+// The sums behind PKKD's distance between two layers, and their gradient (torchadder_pkkd.h). Each reads
+// the outputs from memory once; kernel values live in a tile that stays in the cache, with the student's
+// channels and the teacher's side by side in every row (a position): [k, l].
 #pragma once
 
 #include <cstdint>
@@ -14,8 +14,8 @@ namespace {
 
 constexpr int64_t kTileElements = 8192;
 // Positions whose sums are taken in float32.
-constexpr int64_t kBlockPositions = 1024;
-// At most; each has sums of its own. Their number never depends on that of threads.
+constexpr int64_t kBlockPositions = 512;
+// Blocks are shared out among at most so many tasks, each with sums of its own, for any number of threads.
 constexpr int64_t kMaxTasks = 32;
 // Rows of a tile of registers; all sizes of vectors are multiples of it.
 constexpr int kRows = 4;
@@ -73,10 +73,8 @@ class PkkdSides {
         padded(round_up(problem.channels, V::lanes)),
         width(2 * padded),
         tile_positions(round_up(max64(kTileElements / width, 1), kRows)),
-        num_tasks(min64(kMaxTasks, (problem.positions + kBlockPositions - 1) / kBlockPositions)),
-        task_positions(num_tasks == 0 ? 0
-                                      : round_up((problem.positions + num_tasks - 1) / num_tasks,
-                                                 kBlockPositions)),
+        num_blocks((problem.positions + kBlockPositions - 1) / kBlockPositions),
+        num_tasks(min64(kMaxTasks, num_blocks)),
         centres_(width) {
     if (!ok()) return;
     std::memset(centres_.data(), 0, sizeof(float) * width);
@@ -87,9 +85,13 @@ class PkkdSides {
   bool ok() const { return centres_.ok(); }
   int64_t tile_size() const { return tile_positions * width; }
 
-  // Calls use(first, count) for the tiles of `count` <= tile_positions positions of a range.
+  int64_t first_block(int64_t task) const { return task * num_blocks / num_tasks; }
+
+  // Calls use(first, count) for the tiles of a block, of `count` <= tile_positions positions.
   template <class Use>
-  void for_tiles(int64_t first, int64_t last, Use use) const {
+  void for_tiles_of(int64_t block, Use use) const {
+    int64_t first = block * kBlockPositions;
+    const int64_t last = min64(first + kBlockPositions, problem.positions);
     for (; first < last; first += tile_positions) use(first, min64(tile_positions, last - first));
   }
 
@@ -100,7 +102,7 @@ class PkkdSides {
   }
 
   // From gradients of the kernel values, rows of `gradient_row`, to those of the outputs. Calls
-  // store(position, channel, vector) and returns the gradient against the rate, see `against`.
+  // store(position, channel, vector) and returns the side's `rate_sums`.
   template <class Store>
   double through_kernel(bool of_teacher, int64_t first, int64_t count, const float* tile,
                         const float* gradient, int64_t gradient_row, Store store) const {
@@ -109,7 +111,7 @@ class PkkdSides {
     const float* values = tile + (of_teacher ? padded : 0);
     const Reg rate = V::set1(side.rate), binary_rate = V::set1(binary(side.rate));
     const Reg limit = V::set1(binary(problem.limit));
-    Reg against = V::zero();
+    Reg rate_sum = V::zero();
     for (int64_t p = 0; p < count; p++) {
       const float* output = side.output + (first + p) * problem.channels;
       for (int64_t c = 0; c < padded; c += V::lanes) {
@@ -118,13 +120,13 @@ class PkkdSides {
           const Reg centred = V::sub(load(output, c), V::load(centre + c));
           const Reg exponent = V::fma(centred, binary_rate, V::zero());
           g = V::fma(g, V::fma(rate, V::load(values + p * width + c), rate), V::zero());
-          against = V::fma(g, V::within(exponent, limit), against);
+          rate_sum = V::fma(g, V::within(exponent, limit), rate_sum);
         }
         store(p, c, g);
       }
     }
     float lanes[V::lanes];
-    V::store(lanes, against);
+    V::store(lanes, rate_sum);
     double total = 0;
     for (float lane : lanes) total += lane;
     return total;
@@ -134,8 +136,8 @@ class PkkdSides {
   const int64_t padded;          // channels of a side in whole vectors; the rest is 0
   const int64_t width;           // of a row of a tile
   const int64_t tile_positions;  // a multiple of kRows
+  const int64_t num_blocks;
   const int64_t num_tasks;
-  const int64_t task_positions;
 
  private:
   static float binary(float exponent) { return exponent * 1.44269504f; }
@@ -157,12 +159,13 @@ class PkkdSides {
       for (int64_t c = 0; c < padded; c += V::lanes) {
         Reg value = V::sub(load(output, c), V::load(centre + c));
         if (side.has_kernel) {
-          // In this order NaN stays NaN.
           const Reg exponent = V::fma(value, rate, V::zero());
+          // In this order NaN passes the clamp.
           const Reg x = V::min(limit, V::max(lowest, exponent));
           const Reg shifted = V::add(x, rounding);
           const Reg z = V::sub(x, V::sub(shifted, rounding));
-          value = V::sub(power_of_two<V>(z, shifted), V::set1(1));
+          // The power's bits are shifted by those of x, so it may have lost NaN; z has kept it.
+          value = V::sub(V::fma(z, V::zero(), power_of_two<V>(z, shifted)), V::set1(1));
         }
         V::store(tile + c, value);
       }
@@ -238,11 +241,10 @@ int pkkd_sums(const ta_pkkd_problem& problem, double* sums, int threads) {
       if (status != TA_OK) continue;
       double* own = partial.data() + task * size;
       std::memset(own, 0, sizeof(double) * size);
-      const int64_t end = min64((task + 1) * sides.task_positions, problem.positions);
-      for (int64_t first = task * sides.task_positions; first < end; first += kBlockPositions) {
+      for (int64_t b = sides.first_block(task); b < sides.first_block(task + 1); b++) {
         block.clear();
-        sides.for_tiles(first, min64(first + kBlockPositions, end), [&](int64_t at, int64_t count) {
-          sides.fill(at, count, tile.data());
+        sides.for_tiles_of(b, [&](int64_t first, int64_t count) {
+          sides.fill(first, count, tile.data());
           block.add(tile.data(), count);
         });
         block.flush(channels, own);
@@ -266,7 +268,7 @@ void pad_sides(const PkkdSides<V>& sides, int64_t channels, const float* from, f
 
 template <class V>
 int pkkd_gradient(const ta_pkkd_problem& problem, const float* matrix, const float* offset,
-                  const float* shift, bool wants_teacher, float* result, double* against,
+                  const float* shift, bool wants_teacher, float* result, double* rate_sums,
                   int threads) {
   const PkkdSides<V> sides(problem);
   const int64_t channels = problem.channels, padded = sides.padded, width = sides.width;
@@ -288,15 +290,14 @@ int pkkd_gradient(const ta_pkkd_problem& problem, const float* matrix, const flo
   {
     const Buffer<float> tile(sides.tile_size()), stage(sides.tile_size());
     if (!tile.ok() || !stage.ok()) status = TA_OUT_OF_MEMORY;
-    // The rows behind the last position of a tile are multiplied with it.
+    // Rows are multiplied by fours: those behind the last position, too, without use.
     if (status == TA_OK) std::memset(tile.data(), 0, sizeof(float) * sides.tile_size());
 #pragma omp for schedule(dynamic)
     for (int64_t task = 0; task < sides.num_tasks; task++) {
       if (status != TA_OK) continue;
       double* own = partial.data() + 2 * task;
       own[0] = own[1] = 0;
-      const int64_t end = min64((task + 1) * sides.task_positions, problem.positions);
-      sides.for_tiles(task * sides.task_positions, end, [&](int64_t first, int64_t count) {
+      const auto use = [&](int64_t first, int64_t count) {
         sides.fill(first, count, tile.data());
         const int64_t rows = round_up(count, kRows);
         for (int64_t p = 0; p < rows; p++)
@@ -316,13 +317,15 @@ int pkkd_gradient(const ta_pkkd_problem& problem, const float* matrix, const flo
         if (wants_teacher)
           own[1] += sides.through_kernel(true, first, count, tile.data(), stage.data() + padded,
                                          columns, [](int64_t, int64_t, typename V::Reg) {});
-      });
+      };
+      for (int64_t b = sides.first_block(task); b < sides.first_block(task + 1); b++)
+        sides.for_tiles_of(b, use);
     }
   }
   if (status != TA_OK) return status;
-  against[0] = against[1] = 0;
+  rate_sums[0] = rate_sums[1] = 0;
   for (int64_t task = 0; task < sides.num_tasks; task++)
-    for (int side = 0; side < 2; side++) against[side] += partial.data()[2 * task + side];
+    for (int side = 0; side < 2; side++) rate_sums[side] += partial.data()[2 * task + side];
   return TA_OK;
 }
 

@@ -32,10 +32,10 @@ int ta_pkkd_sums(const ta_pkkd_problem* problem, double* sums, int threads) {
 }
 
 int ta_pkkd_gradient(const ta_pkkd_problem* problem, const float* matrix, const float* offset,
-                     const float* shift, int wants_teacher, float* gradient, double* against,
+                     const float* shift, int wants_teacher, float* gradient, double* rate_sums,
                      int threads) {
   return guarded([&] {
     return pkkd_kernels()->gradient(*problem, matrix, offset, shift, wants_teacher != 0, gradient,
-                                    against, threads);
+                                    rate_sums, threads);
   });
 }

@@ -8,7 +8,7 @@ namespace torchadder {
 struct PkkdKernels {
   int (*sums)(const ta_pkkd_problem&, double* sums, int threads);
   int (*gradient)(const ta_pkkd_problem&, const float* matrix, const float* offset,
-                  const float* shift, bool wants_teacher, float* gradient, double* against,
+                  const float* shift, bool wants_teacher, float* gradient, double* rate_sums,
                   int threads);
 };
 

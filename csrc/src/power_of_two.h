@@ -10,7 +10,7 @@ constexpr float kExp[] = {0.999999992f,   0.693147222f,   0.240226802f,   0.0555
 // Added to a number below 2^22 in size, it leaves the nearest integer in the lowest bits.
 constexpr float kRounding = 0x1.8p23f;
 
-// 2^(z + k) for z in [-1, 1], given k + kRounding.
+// 2^(z + k) for z in [-1, 1] and |k| <= 120, given k + kRounding. May turn NaN into a number.
 template <class V>
 typename V::Reg power_of_two(typename V::Reg z, typename V::Reg shifted) {
   typename V::Reg power = V::set1(kExp[7]);

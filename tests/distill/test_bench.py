@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from torchadder.bench import pkkd as bench
-from torchadder.ops.pkkd import dispatch, reference
+from torchadder.ops.pkkd import cpu, dispatch, reference
 
 
 def test_command_writes_its_result_with_its_origin(tmp_path, monkeypatch, capsys):
@@ -31,6 +31,7 @@ def test_command_writes_its_result_with_its_origin(tmp_path, monkeypatch, capsys
         assert times[name] > 0
 
 
+@pytest.mark.skipif(cpu.library() is None, reason="the library is not in use")
 def test_torch_sums_up_only_where_it_should(monkeypatch):
     by_torch = []
     sums = reference.sums

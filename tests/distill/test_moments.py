@@ -1,5 +1,6 @@
 """The fast distance equals the plain formula, gradients included."""
 
+import copy
 import itertools
 
 import pytest
@@ -59,16 +60,47 @@ def test_equals_the_plain_formula_in_double_precision(chunk, sizes, kernel, line
         torch.testing.assert_close(value, wanted, rtol=1e-11, atol=1e-13)
 
 
-def test_equals_the_plain_formula_in_single_precision(chunk):
+def laplacian_outputs(channels, shape, size):
+    """Some exponents reach the limit, in other positions of every channel."""
+    draws = torch.distributions.Laplace(0.0, 1.0).sample((2, size, channels, *shape))
+    student = 20 * draws[0] - 300
+    return student, 3 * draws[1] + 0.1 * student
+
+
+def laid_out(maps, layouts):
+    """Both outputs, each "last" (channels-last) or "first"."""
+    formats = {"last": torch.channels_last, "first": torch.contiguous_format}
+    return [
+        each.detach().to(memory_format=formats[layout])
+        for each, layout in zip(maps, layouts, strict=True)
+    ]
+
+
+@pytest.mark.parametrize("size", [33, 1])
+@pytest.mark.parametrize("sides", ["both", "student", "teacher", "none"])
+@pytest.mark.parametrize("layouts", [*itertools.product(["last", "first"], repeat=2)], ids="-".join)
+def test_equals_the_plain_formula_in_single_precision(layouts, sides, size):
     alignment = build(5, kernel=True, linear_map=True, dtype=torch.float32)
-    student, teacher = outputs(5, (7, 7), torch.float32)
+    if sides in ("teacher", "none"):
+        alignment.student_kernel = None
+    if sides in ("student", "none"):
+        alignment.teacher_kernel = None
+    maps = laplacian_outputs(5, (7, 6), max(size, 2))
+    student, teacher = (each[:size] for each in laid_out(maps, layouts))
+    student.requires_grad_()
     alignment(student, teacher)
-    want = results(alignment.specification, alignment, student, teacher)
+    double = copy.deepcopy(alignment).double()
+    in_double = student.detach().double().requires_grad_()
+    want = results(double.specification, double, in_double, teacher.double())
     got = results(alignment, alignment, student, teacher)
     for value, wanted in zip(got, want, strict=True):
-        # The same sums, rounded at 6e-8.
-        size = wanted.detach().abs().max().item()
-        torch.testing.assert_close(value, wanted, rtol=1e-4, atol=1e-5 * size)
+        # Sums of up to 1,386 products, rounded at 6e-8; the gradients of the scales are differences
+        # of such sums, a hundred times smaller.
+        torch.testing.assert_close(
+            value.double(), wanted, rtol=0, atol=1e-4 * wanted.abs().max().item()
+        )
+    form = torch.channels_last if layouts[0] == "last" else torch.contiguous_format
+    assert got[1].is_contiguous(memory_format=form)
 
 
 @pytest.mark.parametrize("layout", ["channels_last", "sliced"])
@@ -111,9 +143,11 @@ def test_half_precision_is_summed_in_single(dtype):
     assert torch.isfinite(student.grad).all()
 
 
-def test_nothing_of_the_size_of_an_output_is_kept():
+@pytest.mark.parametrize("layout", ["last", "first"])
+def test_nothing_of_the_size_of_an_output_is_kept(layout):
     alignment = build(4, kernel=True, linear_map=True, dtype=torch.float32)
-    student, teacher = outputs(4, (16, 16), torch.float32)
+    student, teacher = laid_out(outputs(4, (16, 16), torch.float32), [layout] * 2)
+    student.requires_grad_()
     alignment(student, teacher)
     own = {student.untyped_storage().data_ptr(), teacher.untyped_storage().data_ptr()}
     kept = []
@@ -138,3 +172,31 @@ def test_compiles_as_one_graph():
     for value, wanted in zip(got, want, strict=True):
         torch.testing.assert_close(value, wanted)
     torch._dynamo.reset()
+
+
+def test_backward_under_autocast():
+    alignment = build(4, kernel=True, linear_map=True, dtype=torch.float32)
+    student, teacher = laid_out(laplacian_outputs(4, (5, 6), 33), ["last"] * 2)
+    student.requires_grad_()
+    (want,) = torch.autograd.grad(alignment(student, teacher), [student])
+    loss = alignment(student, teacher)
+    with torch.autocast("cpu", torch.bfloat16):
+        (got,) = torch.autograd.grad(loss, [student])
+    # torch rounds the gradients of the three matrices to bfloat16, which has 8 bits.
+    torch.testing.assert_close(got, want, rtol=0, atol=2**-7 * want.abs().max().item())
+
+
+def test_double_backward_is_refused():
+    alignment = build(4, kernel=True, linear_map=True, dtype=torch.float32)
+    student, teacher = outputs(4, (5, 6), torch.float32)
+    (gradient,) = torch.autograd.grad(alignment(student, teacher), [student], create_graph=True)
+    with pytest.raises(RuntimeError, match="once_differentiable"):
+        gradient.sum().backward()
+
+
+def test_different_shapes_are_refused():
+    alignment = build(4, kernel=True, linear_map=True, dtype=torch.float32)
+    student = torch.randn(4, 4, 8, 8).to(memory_format=torch.channels_last)
+    teacher = torch.randn(4, 4, 4, 4).to(memory_format=torch.channels_last)
+    with pytest.raises(ValueError, match=r"same shape, got \(4, 4, 8, 8\) and \(4, 4, 4, 4\)"):
+        alignment(student, teacher)

@@ -67,11 +67,13 @@ def test_sums_are_those_of_the_reference_in_float64(channels, rates):
         want_sums, want_products = reference.sums(Sides(*wide(sides)))
         sums, products = ops.pkkd_sums(*sides)
         assert sums.dtype == products.dtype == torch.float64
-        # The values of a centred side without a kernel add up to nearly nothing.
-        size = want_products.abs().max() / positions
-        assert (sums - want_sums).abs().max() <= 4e-6 * positions * size.sqrt()
-        # At most 1,024 terms in float32, each of values that are good to 2^-23.
-        assert error(products, want_products) < 4e-6
+        # At most 512 terms in float32, each of values that are good to 2^-23: against the spread of
+        # each side, since those of a centred one add up to nearly nothing.
+        spreads = want_products[:2].amax((1, 2)).sqrt()
+        bounds = torch.stack([spreads[0], spreads[1]])[:, None] * positions**0.5
+        assert ((sums - want_sums).abs() <= 4e-6 * bounds).all()
+        sizes = torch.stack([spreads[0] ** 2, spreads[1] ** 2, spreads[0] * spreads[1]])
+        assert ((products - want_products).abs().amax((1, 2)) <= 4e-6 * sizes).all()
 
 
 @needs_library
@@ -83,15 +85,19 @@ def test_gradient_is_that_of_the_reference_in_float64(channels, rates):
     for positions in POSITIONS:
         sides = draw(channels, positions, rates)
         operands = (matrix, offset, shift)
-        want, want_against = reference.gradient(Sides(*wide(sides)), *wide(operands), wants_teacher)
-        got, against = ops.pkkd_gradient(*sides, *operands, wants_teacher)
+        want, want_rate_sums = reference.gradient(
+            Sides(*wide(sides)), *wide(operands), wants_teacher
+        )
+        got, rate_sums = ops.pkkd_gradient(*sides, *operands, wants_teacher)
         assert got.stride() == want.stride()
         assert error(got, want) < 4e-6
         # A sum of terms of both signs: in units of their number and spread.
         terms = want.abs().max() * 2 * LIMIT * (positions * channels) ** 0.5
-        assert (against - want_against).abs().max() <= 4e-6 * max(terms, want_against.abs().max())
-        assert against[0] == 0 or rates[0] is not None
-        assert against[1] == 0 or wants_teacher
+        assert (rate_sums - want_rate_sums).abs().max() <= 4e-6 * max(
+            terms, want_rate_sums.abs().max()
+        )
+        assert rate_sums[0] == 0 or rates[0] is not None
+        assert rate_sums[1] == 0 or wants_teacher
 
 
 @needs_library
@@ -106,13 +112,17 @@ def test_kernel_values_over_the_whole_range():
         assert products[2] == pytest.approx(want.item(), rel=2e-6, abs=2e-7)
 
 
+def from_bits(bits):
+    return torch.tensor(bits, dtype=torch.int64).to(torch.int32).view(torch.float32).item()
+
+
 @needs_library
-@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+@pytest.mark.parametrize("bits", [0x7FC00000, 0x7FC00001, -1, 0x7F800000, -0x800000], ids=hex)
 @pytest.mark.parametrize("channel", [0, 16])
-def test_values_that_are_not_finite(value, channel):
+def test_values_that_are_not_finite(bits, channel):
     """NaN shows in the sums of its channel alone; an infinite output has a clamped exponent."""
-    sides = draw(17, 50)
-    sides.student[0, channel, 3] = value
+    sides, value = draw(17, 50), from_bits(bits)
+    sides.student[0, channel, 3:4].view(torch.int32).fill_(bits)
     sums, products = ops.pkkd_sums(*sides)
     want_sums, want_products = reference.sums(sides)
     torch.testing.assert_close(sums, want_sums, equal_nan=True, rtol=1e-4, atol=1e-3)
@@ -136,6 +146,21 @@ def test_equal_bits_for_every_number_of_threads():
             assert torch.equal(value, first)
 
 
+@needs_library
+def test_whatever_the_default_dtype_is():
+    sides, operands = draw(5, 40), draw_gradients(5)
+    want = ops.pkkd_gradient(*sides, *operands, True)
+    default = torch.get_default_dtype()
+    try:
+        for dtype in (torch.float64, torch.bfloat16):
+            torch.set_default_dtype(dtype)
+            for value, wanted in zip(ops.pkkd_gradient(*sides, *operands, True), want, strict=True):
+                assert torch.equal(value, wanted)
+                assert value.dtype == torch.float32
+    finally:
+        torch.set_default_dtype(default)
+
+
 def test_opcheck():
     sides = draw(5, 30)
     torch.library.opcheck(ops.pkkd_sums.default, tuple(sides))
@@ -143,26 +168,47 @@ def test_opcheck():
     torch.library.opcheck(ops.pkkd_gradient.default, arguments)
 
 
-@pytest.mark.parametrize(
-    ("sides", "serves"),
-    [
-        (draw(128, 3), True),
-        (draw(129, 3), False),
-        (draw(5, 3, dtype=torch.float64), False),
-        (draw(5, 3)._replace(teacher=draw(5, 3).teacher.contiguous()), False),
-        (Sides(*(t.expand(2, -1, -1) for t in draw(5, 3)[:2]), *draw(5, 3)[2:]), False),
-    ],
-    ids=["narrow rows", "wide", "float64", "other layout", "two samples"],
-)
-def test_where_the_operators_serve(sides, serves, monkeypatch):
-    called = []
-    monkeypatch.setattr(dispatch.cpu, "library", lambda: called.append("operator"))
-    sums, products = pkkd.sums(sides)
-    assert bool(called) == serves
-    # Without the library the operator falls back on the reference.
-    want_sums, want_products = reference.sums(sides)
-    assert torch.equal(sums, want_sums)
-    assert torch.equal(products, want_products)
+OTHERS = {
+    "wide": draw(129, 3),
+    "float64": draw(5, 3, dtype=torch.float64),
+    "other layout": draw(5, 3)._replace(teacher=draw(5, 3).teacher.contiguous()),
+    "two samples": Sides(*(t.expand(2, -1, -1) for t in draw(5, 3)[:2]), *draw(5, 3)[2:]),
+    "large limit": draw(5, 3)._replace(limit=100.0),
+}
+
+
+def test_the_kernels_serve_narrow_rows(monkeypatch):
+    asked = []
+    monkeypatch.setattr(dispatch.cpu, "library", lambda: asked.append(True))
+    sides = draw(128, 3)
+    results = pkkd.sums(sides)
+    assert asked
+    # Without the library the operators fall back on the reference.
+    for value, wanted in zip(results, reference.sums(sides), strict=True):
+        assert torch.equal(value, wanted)
+
+
+@pytest.mark.parametrize("sides", OTHERS.values(), ids=OTHERS)
+def test_nothing_else_reaches_the_kernels(sides, monkeypatch):
+    """Neither by the functions nor by the operators themselves."""
+    monkeypatch.setattr(dispatch.cpu, "library", lambda: pytest.fail("the kernels were asked for"))
+    channels, dtype = sides.student.shape[1], sides.student.dtype
+    operands = [value.to(dtype) for value in draw_gradients(channels)]
+    for sums in (pkkd.sums(sides), ops.pkkd_sums(*sides)):
+        for value, wanted in zip(sums, reference.sums(sides), strict=True):
+            assert torch.equal(value, wanted)
+    want = reference.gradient(sides, *operands, True)
+    for gradient in (
+        pkkd.gradient(sides, *operands, True),
+        ops.pkkd_gradient(*sides, *operands, True),
+    ):
+        for value, wanted in zip(gradient, want, strict=True):
+            assert torch.equal(value, wanted)
+
+
+def test_different_shapes_do_not_reach_the_kernels():
+    with pytest.raises(RuntimeError):
+        ops.pkkd_sums(*draw(5, 3)._replace(teacher=draw(5, 2).teacher))
 
 
 def test_compiles_with_channels_last():
@@ -183,6 +229,7 @@ def test_compiles_with_channels_last():
     torch._dynamo.reset()
 
 
+@needs_library
 @pytest.mark.parametrize(
     "environment",
     [

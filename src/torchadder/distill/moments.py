@@ -7,7 +7,7 @@ chunk by chunk, are three matrices of the size of a map, and the maps are applie
 of to every position. The backward pass computes the kernel values anew from the layers' outputs:
 nothing of the size of an output is kept beside the outputs themselves, which the nets hold anyway.
 
-How the sums are taken is known to `torchadder.ops.pkkd`, what is done with the moments to neither.
+How sums are taken is known to `torchadder.ops.pkkd`; what the moments are for is not known here.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from torchadder.ops import pkkd
 
@@ -61,7 +62,15 @@ def kernel_moments(
     Returns:
         Moments, divided by the number of values and not by one less; float32 for half precision
         outputs. Chunks are summed in that type, the sums of chunks in float64 where there is one.
+
+    Raises:
+        ValueError: outputs of different shapes.
     """
+    if student_output.shape != teacher_output.shape:
+        raise ValueError(
+            "student_output and teacher_output must have the same shape, got "
+            f"{tuple(student_output.shape)} and {tuple(teacher_output.shape)}"
+        )
     student, teacher, both = _KernelCovariances.apply(
         student_output, teacher_output.detach(), student_rate, teacher_rate, limit
     )  # type: ignore[misc]
@@ -120,6 +129,7 @@ class _KernelCovariances(torch.autograd.Function):
         return kk, ll, kl
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
         (
             student_output,
@@ -144,7 +154,7 @@ class _KernelCovariances(torch.autograd.Function):
             # The derivative of taking off the mean of y: the mean of rate (k + 1) dL/dk, in which
             # dL/dk has mean 0. Without a kernel there is nothing to take off.
             shift = student_rate * (own_k * kk + cross * kl).sum(1)
-        grad_output, against = pkkd.gradient(
+        grad_output, rate_sums = pkkd.gradient(
             pkkd.Sides(
                 student,
                 teacher,
@@ -155,13 +165,13 @@ class _KernelCovariances(torch.autograd.Function):
                 ctx.limit,
             ),
             matrix,
-            -(matrix @ means.flatten()),
+            -(matrix * means.flatten()).sum(1),  # autocast leaves this in its type
             shift,
             wants_teacher_rate,
         )
         grad_student_rate, grad_teacher_rate = (
             None if rate is None else total / (pkkd.LOG2_E * rate.square())
-            for rate, total in zip((student_rate, teacher_rate), against, strict=True)
+            for rate, total in zip((student_rate, teacher_rate), rate_sums, strict=True)
         )
         return (
             _as_output(grad_output, student_output),

@@ -67,7 +67,7 @@ class _Operands:
         )
 
     def _side(self, output: Tensor, centre: Tensor, rate: Tensor | None) -> _Side:
-        rows, centre = output[0].mT.contiguous(), centre.contiguous()
+        rows, centre = output[0].mT.contiguous(), centre.to(torch.float32).contiguous()
         self._kept += [rows, centre]
         value = 0.0 if rate is None else float(rate)
         return _Side(rows.data_ptr(), centre.data_ptr(), value, rate is not None)
@@ -80,6 +80,7 @@ def sums(handle: ctypes.CDLL, sides: Sides) -> tuple[Tensor, Tensor]:
     result = torch.empty((2 + 3 * channels) * channels, dtype=torch.float64)
     _check(handle.ta_pkkd_sums(operands.problem, result.data_ptr(), torch.get_num_threads()))
     sums, products = result.split([2 * channels, 3 * channels * channels])
+    # Copies: results of an operator share no memory.
     return sums.view(2, channels).clone(), products.view(3, channels, channels).clone()
 
 
@@ -94,13 +95,15 @@ def gradient(
     """As `torchadder.ops.pkkd.gradient`; float32, one sample."""
     _, channels, positions = sides.student.shape
     operands = _Operands(sides)
-    matrix, offset, shift = matrix.contiguous(), offset.contiguous(), shift.contiguous()
-    result = torch.empty(positions, channels)
-    against = torch.empty(2, dtype=torch.float64)
+    matrix, offset, shift = (
+        values.to(torch.float32).contiguous() for values in (matrix, offset, shift)
+    )
+    result = torch.empty(positions, channels, dtype=torch.float32)
+    rate_sums = torch.empty(2, dtype=torch.float64)
     _check(
         handle.ta_pkkd_gradient(
             operands.problem, matrix.data_ptr(), offset.data_ptr(), shift.data_ptr(),
-            wants_teacher, result.data_ptr(), against.data_ptr(), torch.get_num_threads(),
+            wants_teacher, result.data_ptr(), rate_sums.data_ptr(), torch.get_num_threads(),
         )
     )  # fmt: skip
-    return result.mT.unsqueeze(0), against.to(matrix.dtype)
+    return result.mT.unsqueeze(0), rate_sums.to(matrix.dtype)

@@ -6,6 +6,7 @@ called, whose steps a compiler can join with what stands around them.
 
 from __future__ import annotations
 
+import ctypes
 from typing import Any
 
 import torch
@@ -14,6 +15,9 @@ from torch import Tensor
 from torchadder.ops.declaration import register
 from torchadder.ops.pkkd import cpu, reference
 from torchadder.ops.pkkd.sides import Sides
+
+MAX_LIMIT = 80.0
+"""Of exponents, so that kernel values are ordinary numbers."""
 
 MAX_CHANNELS = 128
 """Wider layers spend their time in matrix products, and those of torch are as fast or faster."""
@@ -24,7 +28,7 @@ def sums(sides: Sides) -> tuple[Tensor, Tensor]:
 
     Float64 where the device has it: the sums of chunks are added in that type.
     """
-    if _are_narrow_rows(sides):
+    if _kernels_serve(sides):
         return torch.ops.torchadder.pkkd_sums(*sides)
     return reference.sums(sides)
 
@@ -42,29 +46,40 @@ def gradient(
         wants_teacher: whether the gradient of the teacher's rate is wanted; it has one then.
 
     Returns:
-        ``rate (k + 1) dL/dk - shift``, (B, C, P) (without a kernel dL/dk), laid out like the
-        student's output, and the sums of ``rate (k + 1) dL/dk (y - centre) rate log2(e)`` where the
-        clamp is not reached, of the student and of the teacher: shape (2), 0 if not wanted.
+        ``rate (k + 1) dL/dk - shift``, or ``dL/dk - shift`` without a kernel, (B, C, P), laid out
+        like the student's output, and the sums of ``rate (k + 1) dL/dk (y - centre) rate log2(e)``
+        where the clamp is not reached, of the student and of the teacher: shape (2), 0 if not
+        wanted.
     """
-    if _are_narrow_rows(sides):
+    if _kernels_serve(sides):
         return torch.ops.torchadder.pkkd_gradient(*sides, matrix, offset, shift, wants_teacher)
     return reference.gradient(sides, matrix, offset, shift, wants_teacher)
 
 
-def _are_narrow_rows(sides: Sides) -> bool:
+def _kernels_serve(sides: Sides) -> bool:
     """Whether both outputs are float32 on a CPU, each position a contiguous row of few channels."""
-    return 0 < sides.student.shape[1] <= MAX_CHANNELS and all(
-        output.device.type == "cpu"
-        and output.dtype == torch.float32
-        and output.shape[0] == 1
-        and output.stride(1) == 1
-        for output in (sides.student, sides.teacher)
+    return (
+        0 < sides.student.shape[1] <= MAX_CHANNELS
+        and sides.limit <= MAX_LIMIT
+        and sides.student.shape == sides.teacher.shape
+        and all(
+            output.device.type == "cpu"
+            and output.dtype == torch.float32
+            and output.shape[0] == 1
+            and output.stride(1) == 1
+            for output in (sides.student, sides.teacher)
+        )
     )
+
+
+def _library(sides: Sides) -> ctypes.CDLL | None:
+    """The library, or None for operands that it cannot read: an operator can be called with any."""
+    return cpu.library() if _kernels_serve(sides) else None
 
 
 def _sums(*operands: Any) -> tuple[Tensor, Tensor]:
     sides = Sides(*operands)
-    handle = cpu.library()
+    handle = _library(sides)
     return reference.sums(sides) if handle is None else cpu.sums(handle, sides)
 
 
@@ -81,7 +96,7 @@ def _fake_sums(*operands: Any) -> tuple[Tensor, Tensor]:
 def _gradient(*operands: Any) -> tuple[Tensor, Tensor]:
     *of_sides, matrix, offset, shift, wants_teacher = operands
     sides = Sides(*of_sides)
-    handle = cpu.library()
+    handle = _library(sides)
     if handle is None:
         return reference.gradient(sides, matrix, offset, shift, wants_teacher)
     return cpu.gradient(handle, sides, matrix, offset, shift, wants_teacher)

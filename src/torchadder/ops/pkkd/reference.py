@@ -46,20 +46,20 @@ def gradient(
     of_k, of_l = matrix.split(channels)
     offset_k, offset_l = offset.unsqueeze(1).split(channels)
     result = torch.empty_like(sides.student, dtype=matrix.dtype)
-    against_k, against_l = matrix.new_zeros(()), matrix.new_zeros(())
+    rate_sum_k, rate_sum_l = matrix.new_zeros(()), matrix.new_zeros(())
     for part in _chunks(sides.student):
         exponents_k, k = student.values(part)
         exponents_l, l = teacher.values(part)
         grad_k = _affine(offset_k, (of_k[:, :channels], k), (of_k[:, channels:], l))
         if student.rate is not None:
             grad_k = student.through_kernel(grad_k, k)
-            against_k = against_k + student.against(grad_k, exponents_k)
+            rate_sum_k = rate_sum_k + student.against(grad_k, exponents_k)
         result[part].copy_(grad_k.sub_(shift.unsqueeze(1)))
         if wants_teacher:
             grad_l = _affine(offset_l, (of_l[:, channels:], l), (of_l[:, :channels], k))
             grad_l = teacher.through_kernel(grad_l, l)
-            against_l = against_l + teacher.against(grad_l, exponents_l)
-    return result, torch.stack([against_k, against_l])
+            rate_sum_l = rate_sum_l + teacher.against(grad_l, exponents_l)
+    return result, torch.stack([rate_sum_k, rate_sum_l])
 
 
 class _Side:

@@ -19,7 +19,7 @@ class Sides(NamedTuple):
     Attributes:
         student: y, shape (B, C, P).
         teacher: the same shape, on the same device.
-        student_centre: shape (C, 1), of the type in which is summed, float32 at least.
+        student_centre: shape (C, 1), of the type of the kernel values, float32 at least.
         teacher_centre: likewise.
         student_rate: a scalar of that type, or None for no kernel.
         teacher_rate: likewise.
