@@ -15,6 +15,7 @@ def test_command_writes_its_result_with_its_origin(tmp_path, monkeypatch, capsys
     path = tmp_path / "pkkd.json"
     words = ["pkkd", "--batch", "2", "--seconds", "0", "--threads", "1", "--json", str(path)]
     monkeypatch.setattr(sys, "argv", words)
+    monkeypatch.setattr(bench, "ELEMENTS", 2**10)
     try:
         bench.main()
     finally:
@@ -25,6 +26,8 @@ def test_command_writes_its_result_with_its_origin(tmp_path, monkeypatch, capsys
     times = report["step_ms"]
     both = times["conv"] + times["adder"]
     assert report["times_both_nets"]["pkkd"] == pytest.approx(times["pkkd"] / both)
+    assert [row["channels"] for row in report["widths"]] == list(bench.WIDTHS)
+    assert dispatch.MAX_CHANNELS == 128
     printed = capsys.readouterr().out
     for name in ("conv", "adder", "soft labels", "without kernel", "pkkd", "pkkd by torch"):
         assert name in printed

@@ -1,4 +1,4 @@
-"""What PKKD costs: training steps of both nets with and without its terms, in turns.
+"""What PKKD costs: training steps of both nets with and without its terms, and its sums by width.
 
 python -m torchadder.bench.pkkd --json results/bench_pkkd.json
 """
@@ -19,8 +19,9 @@ import torch.nn.functional as F
 from torchadder import models
 from torchadder.bench.step import IMAGE, LAYERS
 from torchadder.bench.timing import median_ms
-from torchadder.distill import PKKD
+from torchadder.distill import EXPONENT_LIMIT, PKKD
 from torchadder.nn import AdderModule
+from torchadder.ops import pkkd
 from torchadder.ops.pkkd import dispatch
 from torchadder.optim import AdaptiveLR
 from torchadder.provenance import provenance
@@ -33,6 +34,10 @@ TERMS: dict[str, dict[str, Any]] = {
     "pkkd": {},
 }
 """Options of `PKKD` by the name of the step: with soft labels alone, without and with kernels."""
+
+
+WIDTHS = (16, 32, 64, 128, 256)
+ELEMENTS = 2**21
 
 
 def net_step(model: str, batch: int, conv: str) -> Step:
@@ -55,13 +60,13 @@ def distilled_step(model: str, batch: int, options: dict[str, Any]) -> Step:
         batch: Images of a step.
         options: Of `PKKD`.
     """
-    pkkd = PKKD(_net(model, "adder"), _net(model, "conv"), **options)
+    distiller = PKKD(_net(model, "adder"), _net(model, "conv"), **options)
 
     def loss(images: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-        output = pkkd(images, labels)
+        output = distiller(images, labels)
         return output.loss + output.teacher_loss
 
-    return _step(pkkd, batch, loss)
+    return _step(distiller, batch, loss)
 
 
 def _net(model: str, conv: str) -> torch.nn.Module:
@@ -103,16 +108,16 @@ def measure(model: str, batch: int, seconds: float) -> dict[str, Any]:
         batch: Images of a step.
         seconds: Time for each kind of step.
     """
-    pkkd = distilled_step(model, batch, TERMS["pkkd"])
+    step = distilled_step(model, batch, TERMS["pkkd"])
 
     def by_torch() -> object:
         with by_matrix_products():
-            return pkkd()
+            return step()
 
     steps: dict[str, Step] = {kind: net_step(model, batch, kind) for kind in ("conv", "adder")}
     for name in ("soft labels", "without kernel"):
         steps[name] = distilled_step(model, batch, TERMS[name])
-    times = median_ms(steps | {"pkkd": pkkd, "pkkd by torch": by_torch}, seconds)
+    times = median_ms(steps | {"pkkd": step, "pkkd by torch": by_torch}, seconds)
     both = times["conv"] + times["adder"]
     return {
         "model": model,
@@ -120,6 +125,45 @@ def measure(model: str, batch: int, seconds: float) -> dict[str, Any]:
         "step_ms": times,
         "times_both_nets": {name: ms / both for name, ms in times.items()},
     }
+
+
+def measure_widths(seconds: float) -> list[dict[str, float]]:
+    """Median times of the sums and their gradient, by the kernels for narrow layers and by torch.
+
+    Kernels stand on both sides, and gradients for both scales are wanted.
+
+    Args:
+        seconds: Time for each width.
+    """
+    limit, results = dispatch.MAX_CHANNELS, []
+    for channels in WIDTHS:
+        shape = (1, ELEMENTS // channels, channels)
+        student, teacher = ((20 * torch.randn(shape)).mT for _ in range(2))
+        rate = torch.tensor(0.03)
+        sides = pkkd.Sides(
+            student, teacher, student.mean(2).mT, teacher.mean(2).mT, rate, rate, EXPONENT_LIMIT
+        )
+        matrix = torch.randn(2 * channels, 2 * channels)
+        vectors = torch.randn(2 * channels), torch.randn(channels)
+
+        def both(
+            sides: pkkd.Sides = sides,
+            matrix: torch.Tensor = matrix + matrix.mT,
+            vectors: tuple[torch.Tensor, torch.Tensor] = vectors,
+        ) -> object:
+            return pkkd.sums(sides), pkkd.gradient(sides, matrix, *vectors, True)
+
+        def by_torch(both: Step = both) -> object:
+            with by_matrix_products():
+                return both()
+
+        try:
+            dispatch.MAX_CHANNELS = max(WIDTHS)
+            times = median_ms({"kernels_ms": both, "torch_ms": by_torch}, seconds)
+        finally:
+            dispatch.MAX_CHANNELS = limit
+        results.append({"channels": channels, "positions": shape[1]} | times)
+    return results
 
 
 def main() -> None:
@@ -137,10 +181,17 @@ def main() -> None:
         torch.set_num_threads(arguments.threads)
     torch.manual_seed(0)
     result = measure(arguments.model, arguments.batch, arguments.seconds)
+    result["widths"] = measure_widths(arguments.seconds)
     print(f"training steps of {result['model']}, batch {result['batch']}:")
     for name, ms in result["step_ms"].items():
         share = result["times_both_nets"][name]
         print(f"  {name:<16}{ms:8.0f} ms  {share:5.2f} of both nets alone")
+    print(f"sums and gradient of {ELEMENTS:,} values a side, kernels on both:")
+    for row in result["widths"]:
+        print(
+            f"  {row['channels']:>4} channels{row['kernels_ms']:8.1f} ms  by torch"
+            f"{row['torch_ms']:8.1f} ms"
+        )
     if arguments.json:
         command = " ".join(["python -m torchadder.bench.pkkd", *sys.argv[1:]])
         text = json.dumps(provenance(command) | result, indent=2)
