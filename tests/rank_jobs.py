@@ -67,14 +67,14 @@ def _quiet(data):
     datasets.config.HF_DATASETS_CACHE = Path(data).parent / "cache"
 
 
-def small_recipe(data, method="adder", **overrides):
+def small_recipe(data, row="adder", **overrides):
     """Three epochs of the images in the folder `data`."""
     small = {"epochs": 3, "data.source": str(data), "data.batch_size": 16, "trainer.threads": 1}
     small |= {"trainer.accelerator": "cpu", "trainer.timeout": 60}
-    return recipes.load(f"mnist_lenet5bn_{method}", small | overrides)
+    return recipes.load(f"mnist_lenet5bn_{row}", small | overrides)
 
 
-def train(data, output, method="adder", *, norm="batch", idle=False, at=(), **overrides):
+def train(data, output, row="adder", *, norm="batch", idle=False, at=(), **overrides):
     """Trains a small recipe; returns the history, a digest of the task's state and sigmas."""
     _quiet(data)
     if idle:
@@ -83,7 +83,7 @@ def train(data, output, method="adder", *, norm="batch", idle=False, at=(), **ov
     if norm == "group":
         _use_group_norm()
     callbacks = [At(ACTIONS[action], *moment) for action, *moment in at]
-    recipe = small_recipe(data, method, **overrides)
+    recipe = small_recipe(data, row, **overrides)
     result = fit(recipe, output=output, callbacks=[*callbacks, _Keep(tasks)])
     return _told(result, tasks[0])
 

@@ -74,6 +74,33 @@ def test_normalised_weights_in_two_processes(digits, tmp_path):
     assert_close(got, want)
 
 
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"distill.scale": "batch"},
+        {"distill.scale": "magnitude", "distill.linear_map": False},
+        {"distill.kernel": "none"},
+        {"method": "kd"},
+        {"method": "at"},
+        {"method": "sp"},
+        {"method": "fsp"},
+        {"method": "fitnet"},
+    ],
+    ids=lambda options: "-".join(str(value) for value in options.values()) or "plain",
+)
+def test_two_halves_of_a_distillation_make_a_whole(digits, tmp_path, options):
+    """Comparisons of features that look at the batch as a whole look at that of both processes."""
+    options = DOUBLE | {"trainer.sync_batchnorm": True, "epochs": 2} | options
+    if "method" in options:
+        options |= {"distill.progressive": True}
+    alone = ranks.run(rank_jobs.train, digits, tmp_path / "alone", "pkkd", **options)
+    both = ranks.run(rank_jobs.train, digits, tmp_path / "both", "pkkd", world_size=2, **options)
+    assert both[0]["digest"] == both[1]["digest"]
+    assert both[0]["sigmas"] == both[1]["sigmas"] == pytest.approx(alone[0]["sigmas"], rel=1e-9)
+    assert_close(weights(both[0]["folder"]), weights(alone[0]["folder"]))
+
+
 @pytest.mark.parametrize("world_size", [1, 2])
 def test_accumulated_batches_make_a_whole(digits, tmp_path, world_size):
     """Norms of single images, batches of 16 against 2 of 8: the last step has 5 images."""

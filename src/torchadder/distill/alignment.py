@@ -12,6 +12,7 @@ from torch.nn import functional as F
 
 from torchadder.distill.kernels import EXPONENT_LIMIT, OutputKernel
 from torchadder.distill.moments import kernel_moments
+from torchadder.processes import BatchStatistics
 
 RELATIVE_EPS = 1e-5
 ABSOLUTE_EPS = 1e-7
@@ -55,7 +56,7 @@ def fixed_orthogonal_map(channels: int) -> Tensor:
     return nn.init.orthogonal_(torch.empty(channels, channels))
 
 
-class KernelAlignment(nn.Module):
+class KernelAlignment(nn.Module, BatchStatistics):
     """Distance of one pair of layers in kernel space (PKKD's L_mid for one layer).
 
     `mean((z(rho_a h) - z(rho_c g))^2)`, with h and g the kernel values of the student's and the
@@ -68,6 +69,9 @@ class KernelAlignment(nn.Module):
     from the same one) is our reading. With two free maps and no standardisation the distance falls
     to 0 as both shrink; with two free standardised maps all channels may follow one direction that
     the nets happen to share.
+
+    Means and variances are over the process's share of the batch, or, `synchronised`, over the
+    whole batch.
 
     Args:
         channels: C, number of channels of both outputs.
@@ -113,6 +117,7 @@ class KernelAlignment(nn.Module):
             _matching(self.student_map, student_output),
             _matching(self.teacher_map, teacher_output),
             EXPONENT_LIMIT,
+            over_processes=self.spans_processes(),
         )
         of_student = torch.rsqrt(moments.student + variance_floor(moments.student))
         of_teacher = torch.rsqrt(moments.teacher + variance_floor(moments.teacher))
@@ -123,7 +128,7 @@ class KernelAlignment(nn.Module):
         ).mean()
 
     def specification(self, student_output: Tensor, teacher_output: Tensor) -> Tensor:
-        """Return the distance by the formula as it stands; slow, and holds many copies."""
+        """Return the distance by the formula as it stands, of one process; slow, many copies."""
         student_maps = self._maps(student_output, self.student_kernel, self.student_map)
         teacher_maps = self._maps(teacher_output.detach(), self.teacher_kernel, self.teacher_map)
         return F.mse_loss(student_maps, teacher_maps)

@@ -12,10 +12,15 @@ import math
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 
 from torchadder.nn import AdderModule
+from torchadder.processes import (
+    BatchStatistics,
+    are_several,
+    mean_over_processes,
+    total_over_processes,
+)
 
 EXPONENT_LIMIT = 6.0
 """Exponents are clamped to [-6, 6], kernel values to [0.0025, 403]: a Laplace or normal variable of
@@ -82,7 +87,7 @@ def exponential_kernel(
     return _ClampedExp.apply(output, rate, limit)  # type: ignore[return-value]
 
 
-class OutputKernel(nn.Module):
+class OutputKernel(nn.Module, BatchStatistics):
     """`exponential_kernel` with centred outputs and a learnable scale that starts from data.
 
     `k[n,c,p] = exp((y[n,c,p] - mean_{n,p} y[n,c,p]) / (2 sigma^2))`. Our reading in three points:
@@ -94,9 +99,10 @@ class OutputKernel(nn.Module):
     * Scale. The first training batch sets `2 sigma^2` to the mean absolute deviation of the
       centred outputs (`scale="deviation"`: exponents of unit spread), or to the mean of `|y|`
       (`scale="magnitude"`: uncentred exponents of unit size; for an adder layer the kernel is then
-      nearly linear). The batch statistic is averaged over all processes. With `scale="batch"`
-      every batch sets it anew, to the deviation of its own outputs: outputs that grow in training,
-      as those of adder layers do, cannot leave the range of the exponent.
+      nearly linear). With `scale="batch"` every batch sets it anew, to the deviation of its own
+      outputs: outputs that grow in training, as those of adder layers do, cannot leave the range
+      of the exponent. Deviations and magnitudes are those of all processes; the means are of the
+      process's share of the batch, or, `synchronised`, of the whole batch.
     * Learning. `sigma = initial_sigma * exp(b tanh(log_scale / b))`, `b = log(10)`: positive and
       within a factor of ten for any value of the parameter. `log_scale` starts at 0, so weight
       decay pulls towards the initial scale.
@@ -142,7 +148,7 @@ class OutputKernel(nn.Module):
         """Apply the kernel, see the class."""
         output = _at_least_float32(output)
         sigma = self._initial(output).to(output.dtype) * self._ratio()
-        return exponential_kernel(_centred(output), sigma)
+        return exponential_kernel(self._centred(output), sigma)
 
     def rate(self, output: Tensor) -> Tensor:
         """The factor of the exponent, `1 / (2 sigma^2)`: a scalar that knows where sigma is from.
@@ -165,17 +171,31 @@ class OutputKernel(nn.Module):
         """The initial sigma, from `output` if there is none yet."""
         if output.dim() < 2:
             raise ValueError(f"output must have shape (N, C, ...), got {tuple(output.shape)}")
-        if self.scale == "batch":
-            return self._batch_sigma(_centred(_at_least_float32(output)))
-        if self.initialised:
+        if self.scale != "batch" and self.initialised:
             return self.initial_sigma
-        output = _at_least_float32(output)
-        return self._first_sigma(output if self.scale == "magnitude" else _centred(output))
+        with torch.no_grad():
+            output = _at_least_float32(output.detach())
+            spread = self._spread(output if self.scale == "magnitude" else self._centred(output))
+            return self._batch_sigma(spread) if self.scale == "batch" else self._first_sigma(spread)
 
-    @torch.no_grad()
-    def _batch_sigma(self, centred: Tensor) -> Tensor:
-        """Sigma from this process's batch, 1 if it has no spread; recorded if the module trains."""
-        spread = centred.abs().mean()
+    def _centred(self, output: Tensor) -> Tensor:
+        """Outputs less the mean of their channel."""
+        if self.spans_processes():
+            mean, _ = mean_over_processes(output)
+            return output - mean.view(-1, *[1] * (output.dim() - 2))
+        return output - output.mean([0, *range(2, output.dim())], keepdim=True)
+
+    def _spread(self, values: Tensor) -> Tensor:
+        """The mean of `|values|`, of all processes in training."""
+        total = torch.stack([values.abs().mean(), values.new_ones(())]) * values.numel()
+        if values.numel() == 0:
+            total = values.new_zeros(2)
+        if self.training and are_several():
+            total = total_over_processes(total)
+        return total[0] / total[1].clamp(min=1)
+
+    def _batch_sigma(self, spread: Tensor) -> Tensor:
+        """Sigma of this batch, 1 if it has no spread; recorded if the module trains."""
         usable = spread > torch.finfo(spread.dtype).tiny
         sigma = torch.where(usable, torch.sqrt(spread / 2), torch.ones_like(spread))
         if self.training:
@@ -183,15 +203,8 @@ class OutputKernel(nn.Module):
             self._initialised = True
         return sigma
 
-    @torch.no_grad()
-    def _first_sigma(self, values: Tensor) -> Tensor:
-        """Sigma from the data of all processes; recorded if it is usable and the module trains."""
-        total = torch.stack([values.abs().mean(), values.new_ones(())]) * values.numel()
-        if values.numel() == 0:
-            total = values.new_zeros(2)
-        if self.training and dist.is_available() and dist.is_initialized():
-            dist.all_reduce(total)
-        spread = total[0] / total[1].clamp(min=1)
+    def _first_sigma(self, spread: Tensor) -> Tensor:
+        """Sigma of the first batch; recorded if it is usable and the module trains."""
         usable = bool(torch.isfinite(spread) & (spread > torch.finfo(spread.dtype).tiny))
         if not usable:
             return torch.ones_like(spread)
@@ -234,11 +247,6 @@ def kernel_for(layer: nn.Module, scale: str = "deviation", kind: str = "paper") 
 def needs_twin(layer: nn.Module, kernel: OutputKernel) -> bool:
     """Whether a kernel is not that of the layer's own kind: it then wants the twin's output."""
     return isinstance(layer, AdderModule) != isinstance(kernel, LaplacianKernel)
-
-
-def _centred(output: Tensor) -> Tensor:
-    """Outputs less the mean of their channel."""
-    return output - output.mean([0, *range(2, output.dim())], keepdim=True)
 
 
 def _at_least_float32(values: Tensor) -> Tensor:

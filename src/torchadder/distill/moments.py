@@ -19,6 +19,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from torchadder.ops import pkkd
+from torchadder.processes import total_over_processes
 
 
 class Moments(NamedTuple):
@@ -43,6 +44,8 @@ def kernel_moments(
     student_map: Tensor | None,
     teacher_map: Tensor | None,
     limit: float,
+    *,
+    over_processes: bool = False,
 ) -> Moments:
     """Variances and covariances of `u = A k(y - mean_c y)` of the one and v of the other side.
 
@@ -58,6 +61,8 @@ def kernel_moments(
         student_map: A, shape (C, C); None for the identity.
         teacher_map: likewise, a constant.
         limit: bound of the exponent.
+        over_processes: whether samples are those of all processes; each gives its own, and gets
+            the moments of all and the gradient of its own. The rates must be the same in all.
 
     Returns:
         Moments, divided by the number of values and not by one less; float32 for half precision
@@ -72,7 +77,12 @@ def kernel_moments(
             f"{tuple(student_output.shape)} and {tuple(teacher_output.shape)}"
         )
     student, teacher, both = _KernelCovariances.apply(
-        student_output, teacher_output.detach(), student_rate, teacher_rate, limit
+        student_output,
+        teacher_output.detach(),
+        student_rate,
+        teacher_rate,
+        limit,
+        over_processes,
     )  # type: ignore[misc]
     return Moments(
         _mapped(student, student_map, student_map).clamp(min=0),
@@ -92,7 +102,8 @@ class _KernelCovariances(torch.autograd.Function):
     """The matrices cov(k, k), cov(l, l) and cov(k, l) of the kernel values, each of shape (C, C).
 
     Backward, with count values per channel and G the gradient of a matrix:
-    `dL/dk = ((G_kk + G_kk^T) (k - mean k) + G_kl (l - mean l)) / count`, and likewise for l.
+    `dL/dk = ((G_kk + G_kk^T) (k - mean k) + G_kl (l - mean l)) / count`, and likewise for l. Of
+    several processes L is the sum of their losses, so G is the sum of what each has.
     """
 
     @staticmethod
@@ -103,19 +114,26 @@ class _KernelCovariances(torch.autograd.Function):
         student_rate: Tensor | None,
         teacher_rate: Tensor | None,
         limit: float,
+        over_processes: bool,
     ) -> tuple[Tensor, Tensor, Tensor]:
         student, teacher = _as_matrices(student_output, teacher_output)
-        centres = _centre(student), _centre(teacher)
+        count: int | Tensor = student_output.numel() // student.shape[1]
+        centres = [_centre(student), _centre(teacher)]
+        if over_processes:
+            count, *centres = _over_processes(count, *centres)
         sums, products = pkkd.sums(
             pkkd.Sides(student, teacher, *centres, student_rate, teacher_rate, limit)
         )
-        count = student_output.numel() // student.shape[1]
+        if over_processes:
+            # One message: both have rows of the length of a channel.
+            joined = total_over_processes(torch.cat([sums, products.flatten(0, 1)]))
+            sums, products = joined[:2], joined[2:].view_as(products)
         means = sums / count
         mean_k, mean_l = means.unbind()
         of_means = [mean_k.outer(mean_k), mean_l.outer(mean_l), mean_k.outer(mean_l)]
         dtype = centres[0].dtype
         kk, ll, kl = (products / count - torch.stack(of_means)).to(dtype).unbind()
-        ctx.limit = limit
+        ctx.limit, ctx.count, ctx.over_processes = limit, count, over_processes
         ctx.save_for_backward(
             student_output,
             teacher_output,
@@ -143,8 +161,9 @@ class _KernelCovariances(torch.autograd.Function):
             kl,
         ) = ctx.saved_tensors
         student, teacher = _as_matrices(student_output, teacher_output)
-        count = student_output.numel() // student.shape[1]
-        grad_kk, grad_ll, grad_kl = grad_outputs
+        count = ctx.count
+        grads = torch.stack(grad_outputs)
+        grad_kk, grad_ll, grad_kl = total_over_processes(grads) if ctx.over_processes else grads
         own_k, own_l = ((grad + grad.mT) / count for grad in (grad_kk, grad_ll))
         cross = grad_kl / count
         matrix = torch.cat([torch.cat([own_k, cross], 1), torch.cat([cross.mT, own_l], 1)])
@@ -178,6 +197,7 @@ class _KernelCovariances(torch.autograd.Function):
             None,
             grad_student_rate,
             grad_teacher_rate if wants_teacher_rate else None,
+            None,
             None,
         )
 
@@ -216,3 +236,10 @@ def _centre(output: Tensor) -> Tensor:
     """The mean of each channel, shape (C, 1), in float32 at least."""
     dtype = torch.promote_types(output.dtype, torch.float32)
     return output.mean((0, 2), dtype=dtype).unsqueeze(1)
+
+
+def _over_processes(count: int, *means: Tensor) -> tuple[Tensor, ...]:
+    """The number of values of a channel in all processes, and their means."""
+    weighted = torch.stack([*means, torch.ones_like(means[0])]).double() * count
+    *totals, number = total_over_processes(weighted)
+    return number[0, 0], *((total / number).to(means[0].dtype) for total in totals)

@@ -9,9 +9,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from torchadder.distill.features import FeatureDistiller
+from torchadder.processes import BatchStatistics, rows_of_processes
 
 
-def similarity_matrix(activations: Tensor) -> Tensor:
+def similarity_matrix(activations: Tensor, *, over_processes: bool = False) -> Tensor:
     """Products of all pairs of samples, each row of unit length.
 
     `G[i,j] = g[i,j] / |g[i,.]|_2`, `g[i,j] = sum_{c,p} a[i,c,p] a[j,c,p]` (arXiv 1907.09682, eq. 1
@@ -19,9 +20,12 @@ def similarity_matrix(activations: Tensor) -> Tensor:
 
     Args:
         activations: a, shape (N, C, ...).
+        over_processes: whether j runs over the samples of all processes, of the lowest rank first;
+            i are this process's.
 
     Returns:
-        Tensor (N, N), float32 for half precision activations.
+        Tensor (N, N), float32 for half precision activations; with several processes (N, M), M
+        the samples of all of them.
 
     Examples:
         >>> similarity_matrix(torch.tensor([[3.0, 0.0], [4.0, 0.0]]))
@@ -29,14 +33,16 @@ def similarity_matrix(activations: Tensor) -> Tensor:
                 [0.6000, 0.8000]])
     """
     rows = activations.to(torch.promote_types(activations.dtype, torch.float32)).flatten(1)
-    return F.normalize(rows @ rows.T, dim=1)
+    others = rows_of_processes(rows) if over_processes else rows
+    return F.normalize(rows @ others.T, dim=1)
 
 
-class SP(FeatureDistiller):
+class SP(FeatureDistiller, BatchStatistics):
     """Similarity-preserving distillation (Tung and Mori, arXiv 1907.09682, eq. 4).
 
     `L_SP = 1 / N^2 sum_j |G_S^j - G_T^j|_F^2`, G from `similarity_matrix`; beta is the paper's
-    gamma. Only the number of samples has to agree: width and size of the maps are free.
+    gamma. Only the number of samples has to agree: width and size of the maps are free. Samples
+    are those of the process's share of the batch, or, `synchronised`, of the whole batch.
 
     Args:
         student: the net that learns, images to logits (N, K).
@@ -77,8 +83,12 @@ class SP(FeatureDistiller):
 
     def distance(self, student: dict[str, Tensor], teacher: dict[str, Tensor]) -> Tensor:
         """Return `L_SP`."""
+        over = self.spans_processes()
         losses = [
-            F.mse_loss(similarity_matrix(student[name]), similarity_matrix(teacher[name]))
+            F.mse_loss(
+                similarity_matrix(student[name], over_processes=over),
+                similarity_matrix(teacher[name], over_processes=over),
+            )
             for name in self.taps
         ]
         return torch.stack(losses).sum()

@@ -1,8 +1,8 @@
-"""Batch norm over the batch of all processes, on any device that `torch.distributed` reaches.
+"""Statistics over the batch of all processes, on any device that `torch.distributed` reaches.
 
 torch's own `SyncBatchNorm` refuses tensors on the CPU, so data-parallel training could not be
 checked against training by one process without a GPU. The layer here computes the same, from plain
-tensor operations and one differentiable sum over the processes.
+tensor operations and differentiable sums over the processes.
 """
 
 from __future__ import annotations
@@ -10,35 +10,16 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from lightning.pytorch.plugins.layer_sync import LayerSync
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
 from torch.nn.modules.batchnorm import _BatchNorm
 
-
-class _SumOverProcesses(torch.autograd.Function):
-    """`y_r = sum over q of x_q` on every process r; so `dx_q = sum over r of dy_r`."""
-
-    @staticmethod
-    def forward(ctx: Any, values: Tensor) -> Tensor:
-        total = values.clone()
-        dist.all_reduce(total)
-        return total
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
-        total = gradients[0].contiguous().clone()
-        dist.all_reduce(total)
-        return total
-
-
-def sum_over_processes(values: Tensor) -> Tensor:
-    """The sum of a tensor over all processes, differentiable once; all of them must call it."""
-    result = _SumOverProcesses.apply(values)
-    assert isinstance(result, Tensor)
-    return result
+from torchadder.processes import (
+    BatchStatistics,
+    are_several,
+    mean_over_processes,
+    sum_over_processes,
+)
 
 
 class AllReduceBatchNorm(_BatchNorm):
@@ -63,18 +44,15 @@ class AllReduceBatchNorm(_BatchNorm):
     def forward(self, input: Tensor) -> Tensor:
         """Normalise, see the class."""
         uses_batch = self.training or self.running_mean is None
-        if not (uses_batch and dist.is_available() and dist.is_initialized()):
+        if not (uses_batch and are_several()):
             return super().forward(input)
         self._check_input_dim(input)
         values = input.to(torch.promote_types(input.dtype, torch.float32))
         over_samples = [0, *range(2, input.dim())]
         per_channel = [1, -1] + [1] * (input.dim() - 2)
-        count = values.new_tensor([input.numel() / max(1, input.shape[1])])
-        totals = sum_over_processes(torch.cat([values.sum(over_samples), count]))
-        count = totals[-1].detach()
+        mean, count = mean_over_processes(values)
         if count <= 1:
             raise ValueError(f"batch norm wants more than 1 value per channel, got {int(count)}")
-        mean = totals[:-1] / count
         centred = values - mean.view(per_channel)
         variance = sum_over_processes(centred.square().sum(over_samples)) / count
         output = centred * torch.rsqrt(variance + self.eps).view(per_channel)
@@ -98,10 +76,11 @@ class AllReduceBatchNorm(_BatchNorm):
 
 
 class SynchronizedBatchNorm(LayerSync):
-    """Lightning plugin that synchronises all batch norms of a model while it is trained.
+    """Lightning plugin that synchronises all statistics of batches while a model is trained.
 
-    On a GPU they become torch's `SyncBatchNorm`, elsewhere `AllReduceBatchNorm`; parameters and
-    buffers stay the same tensors under the same names.
+    Batch norms become torch's `SyncBatchNorm` on a GPU, elsewhere `AllReduceBatchNorm`; parameters
+    and buffers stay the same tensors under the same names. Other modules that look at a batch as a
+    whole, `BatchStatistics`, are told to look at that of all processes.
 
     Args:
         on_gpu: Whether the model is trained on GPUs.
@@ -114,12 +93,14 @@ class SynchronizedBatchNorm(LayerSync):
     def apply(self, model: nn.Module) -> nn.Module:
         """Replaces the batch norms of a model in place."""
         self._replaced = _replace(model, self._synchronized)
+        _synchronise_others(model, True)
         return model
 
     def revert(self, model: nn.Module) -> nn.Module:
         """Puts the plain layers back, with the state of those that stood for them."""
         plain = {id(new): old for new, old in self._replaced}
         _replace(model, lambda layer: _with_state_of(layer, plain.get(id(layer))))
+        _synchronise_others(model, False)
         return model
 
     def _synchronized(self, layer: _BatchNorm) -> _BatchNorm:
@@ -127,6 +108,13 @@ class SynchronizedBatchNorm(LayerSync):
             layer.num_features, layer.eps, layer.momentum, layer.affine, layer.track_running_stats
         )
         return _with_state_of(layer, new)
+
+
+def _synchronise_others(model: nn.Module, synchronised: bool) -> None:
+    """Says to all modules with statistics of their own whose batch they are to look at."""
+    for module in model.modules():
+        if isinstance(module, BatchStatistics):
+            module.synchronised = synchronised
 
 
 def _replace(model: nn.Module, change: Any) -> list[tuple[_BatchNorm, _BatchNorm]]:

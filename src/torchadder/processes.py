@@ -1,0 +1,113 @@
+"""Sums and rows over all processes of a run, through which gradients flow.
+
+Every process must call these functions, and their backward passes, in the same order.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+
+def are_several() -> bool:
+    """Whether this process is one of a group."""
+    return dist.is_available() and dist.is_initialized()
+
+
+class BatchStatistics:
+    """Base of modules, other than batch norms, whose result is no mean over the samples of a batch.
+
+    Attributes:
+        synchronised: Whether the batch is that of all processes; otherwise it is this process's
+            share. `torchadder.training.sync_batchnorm` sets it.
+        training: That of `torch.nn.Module`.
+    """
+
+    synchronised: bool = False
+    training: bool
+
+    def spans_processes(self) -> bool:
+        """Whether statistics are to be taken over all processes now."""
+        return self.synchronised and self.training and are_several()
+
+
+class _SumOverProcesses(torch.autograd.Function):
+    """`y_r = sum over q of x_q` on every process r; so `dx_q = sum over r of dy_r`."""
+
+    @staticmethod
+    def forward(ctx: Any, values: Tensor) -> Tensor:
+        return total_over_processes(values)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
+        return total_over_processes(gradients[0])
+
+
+class _RowsOfProcesses(torch.autograd.Function):
+    """`y_r = (x_0, x_1, ...)` on every process r; so `dx_q` is the sum of its rows of dy_r."""
+
+    @staticmethod
+    def forward(ctx: Any, rows: Tensor) -> Tensor:
+        lengths = torch.zeros(dist.get_world_size(), dtype=torch.long, device=rows.device)
+        lengths[dist.get_rank()] = len(rows)
+        dist.all_reduce(lengths)
+        counts = lengths.tolist()
+        start = sum(counts[: dist.get_rank()])
+        ctx.own = slice(start, start + len(rows))
+        # Shares may differ by an image, and what is gathered may not.
+        padded = rows.new_zeros(max(counts), *rows.shape[1:])
+        padded[: len(rows)] = rows
+        shares = [torch.empty_like(padded) for _ in counts]
+        dist.all_gather(shares, padded)
+        return torch.cat([share[:count] for share, count in zip(shares, counts, strict=True)])
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
+        return total_over_processes(gradients[0])[ctx.own]
+
+
+def total_over_processes(values: Tensor) -> Tensor:
+    """The sum of a tensor over all processes, a new tensor without a gradient."""
+    total = values.detach().contiguous().clone()
+    dist.all_reduce(total)
+    return total
+
+
+def sum_over_processes(values: Tensor) -> Tensor:
+    """The sum of a tensor over all processes, differentiable once."""
+    result = _SumOverProcesses.apply(values)
+    assert isinstance(result, Tensor)
+    return result
+
+
+def rows_of_processes(rows: Tensor) -> Tensor:
+    """The rows of all processes, of the lowest rank first, differentiable once.
+
+    Args:
+        rows: shape (n, ...); n may differ from process to process.
+    """
+    result = _RowsOfProcesses.apply(rows)
+    assert isinstance(result, Tensor)
+    return result
+
+
+def mean_over_processes(values: Tensor) -> tuple[Tensor, Tensor]:
+    """The mean of each channel over the samples and positions of all processes.
+
+    Args:
+        values: shape (N, C, ...); N may differ from process to process.
+
+    Returns:
+        The means, shape (C), differentiable once, and the number of values of a channel, a scalar.
+    """
+    over_samples = [0, *range(2, values.dim())]
+    count = values.new_tensor([values.numel() / max(1, values.shape[1])])
+    totals = sum_over_processes(torch.cat([values.sum(over_samples), count]))
+    count = totals[-1].detach()
+    return totals[:-1] / count, count
