@@ -54,7 +54,9 @@ def total(output):
 
 
 @pytest.mark.parametrize("method", METHODS)
-@pytest.mark.parametrize("kinds", [("adder", "conv"), ("conv", "conv"), ("adder", "adder")])
+@pytest.mark.parametrize(
+    "kinds", [("adder", "conv"), ("conv", "adder"), ("conv", "conv"), ("adder", "adder")]
+)
 def test_any_kinds_of_nets(adder_net, conv_net, method, kinds):
     nets = [{"adder": adder_net, "conv": conv_net}[kind]() for kind in kinds]
     distiller = build(method, *nets)
@@ -309,15 +311,15 @@ def test_patterns(adder_net, conv_net):
     [
         (
             lambda a, c: FSP(a(), c(width=9), taps=STAGES),
-            r"equal widths, got channels body\.2 12, ",
+            r"equal widths, got body\.2 with 12 channels, ",
         ),
         (
             lambda a, c: FitNet(a(), c(width=9), linear_map=False, taps=["body.2"]),
-            r"linear_map=False needs layers of equal widths, .*body\.2 12 .*body\.2 18 in the",
+            r"linear_map=False needs .* widths, .*body\.2 with 12 .*body\.2 with 18 channels",
         ),
         (
             lambda a, c: PKKD(a(), c(width=9)),
-            r"equal widths, got channels body\.0 12, body\.3 6 in",
+            r"equal widths, got body\.0 \(12, 6, 3, 3\), body\.3 \(6, 12, 1, 1\) in the student",
         ),
         (lambda a, c: FSP(a(), c(), taps=["body.2"]), "at least two layers, got taps"),
         (lambda a, c: KD(a(), None), "KD needs a teacher, got None"),

@@ -30,11 +30,33 @@ def test_models_of_the_package(name):
         assert find_taps(teacher, ta.models.build(name, conv="conv")) == tuple(names)
 
 
-def test_layers_without_a_twin_are_left_out(adder_net, conv_net):
-    student = adder_net()
-    student.extra = AdderLinear(3, 3)
+def test_layers_that_only_one_net_has(adder_net, conv_net):
+    student, teacher = adder_net(), conv_net()
+    student.extra = AdderLinear(3, 3)  # no convolution: never compared
+    assert find_taps(student, teacher) == ("body.0", "body.3")
     student.more = Adder2d(3, 3, 1)
-    assert find_taps(student, conv_net()) == ("body.0", "body.3")
+    message = "of the student have no partner of their name in the teacher: more; name the layers"
+    with pytest.raises(ValueError, match=message):
+        find_taps(student, teacher)
+    assert check_taps(student, teacher, ["body.?"]) == ("body.0", "body.3")
+
+
+def test_nets_of_different_depths():
+    with torch.device("meta"):
+        shallow = {kind: ta.models.resnet20(conv=kind) for kind in ("adder", "conv")}
+        deep = {kind: ta.models.resnet32(conv=kind) for kind in ("adder", "conv")}
+    message = (
+        r"layers of the {} have no partner of their name in the {}: layer1\.3\.conv1, .*, \.\.\., "
+        r"layer3\.4\.conv2; name .*; the student is CifarResNet with .*, the teacher Cifar"
+    )
+    with pytest.raises(ValueError, match=message.format("teacher", "student")):
+        find_taps(shallow["adder"], deep["conv"])
+    with pytest.raises(ValueError, match=message.format("student", "teacher")):
+        find_taps(deep["adder"], shallow["conv"])
+    ends = ["layer?.0.conv2"]
+    assert check_taps(shallow["adder"], deep["conv"], ends) == tuple(
+        f"layer{stage}.0.conv2" for stage in (1, 2, 3)
+    )
 
 
 def test_no_pair(adder_net):
@@ -49,7 +71,8 @@ def test_no_pair(adder_net):
 def test_another_width(adder_net, conv_net):
     with pytest.raises(
         ValueError,
-        match=r"body\.0 12, body\.3 6 in the student Net and body\.0 16, body\.3 8 in the teacher",
+        match=r"body\.0 \(12, 6, 3, 3\), body\.3 \(6, 12, 1, 1\) in the student Net and "
+        r"body\.0 \(16, 8, 3, 3\), body\.3 \(8, 16, 1, 1\) in the teacher",
     ):
         find_taps(adder_net(), conv_net(width=8))
 

@@ -42,7 +42,8 @@ def find_taps(student: nn.Module, teacher: nn.Module) -> tuple[str, ...]:
         teacher: a net with the same layer names.
 
     Raises:
-        ValueError: no such layer, or one whose numbers of channels differ.
+        ValueError: no such layer, one whose numbers of channels differ, or one that only one of
+            the nets has: blocks of nets of different depths do not correspond by their names.
 
     Examples:
         >>> import torchadder as ta
@@ -52,7 +53,9 @@ def find_taps(student: nn.Module, teacher: nn.Module) -> tuple[str, ...]:
         >>> find_taps(ta.models.lenet5_bn(conv="conv"), cnn)
         ('conv2', 'conv3', 'conv4')
     """
-    return check_taps(student, teacher, _find_layers(student, teacher))
+    names = _find_layers(student, teacher)
+    _check_partners(student, teacher)
+    return check_taps(student, teacher, names)
 
 
 def shared_layers(student: nn.Module, teacher: nn.Module) -> tuple[str, ...]:
@@ -182,15 +185,14 @@ def find_head(net: nn.Module) -> str:
 def check_equal_channels(
     student: nn.Module, teacher: nn.Module, names: Sequence[str], what: str
 ) -> None:
-    """Raise ValueError, listing the layers of both nets, unless they are of equal widths."""
-    widths = [(num_channels(student, name), num_channels(teacher, name)) for name in names]
-    if any(ours != theirs for ours, theirs in widths):
+    """Raise ValueError unless they are of equal widths, listing both nets' layers that are not."""
+    unequal = [name for name in names if num_channels(student, name) != num_channels(teacher, name)]
+    if unequal:
         sides = [
-            ", ".join(f"{name} {pair[side]}" for name, pair in zip(names, widths, strict=True))
-            for side in (0, 1)
+            _listed([_describe_part(net, name) for name in unequal]) for net in (student, teacher)
         ]
         raise ValueError(
-            f"{what} needs layers of equal widths, got channels {sides[0]} in the student "
+            f"{what} needs layers of equal widths, got {sides[0]} in the student "
             f"{_name(student)} and {sides[1]} in the teacher {_name(teacher)}"
         )
 
@@ -339,6 +341,29 @@ def _find_layers(student: nn.Module, teacher: nn.Module) -> list[str]:
     return names
 
 
+def _check_partners(student: nn.Module, teacher: nn.Module) -> None:
+    """Raise ValueError, naming them, if one net has adder layers or convolutions without partner.
+
+    The first and the last multiplicative layer of a net need none.
+    """
+    layers = {"student": _layers(student), "teacher": _layers(teacher)}
+    for role, other in (("student", "teacher"), ("teacher", "student")):
+        inner = list(_multiplicative(layers[role]))[1:-1]
+        alone = [
+            name
+            for name, layer in layers[role].items()
+            if _is_convolution(layer)
+            and (name in inner or isinstance(layer, AdderModule))
+            and not _is_convolution(layers[other].get(name))
+        ]
+        if alone:
+            raise ValueError(
+                f"these layers of the {role} have no partner of their name in the {other}: "
+                f"{_listed(alone)}; name the layers to compare with taps=; "
+                f"{_both(student, teacher)}"
+            )
+
+
 def _expand(
     net: nn.Module, names: Sequence[str], candidates: Callable[[], list[str]]
 ) -> tuple[str, ...]:
@@ -406,7 +431,20 @@ def _both(student: nn.Module, teacher: nn.Module) -> str:
 
 def _describe(net: nn.Module) -> str:
     layers = {n: layer for n, layer in _layers(net).items() if _is_convolution(layer)}
-    shown = [f"{name} {tuple(layer.weight.shape)}" for name, layer in layers.items()]  # type: ignore[union-attr]
-    if len(shown) > MAX_SHOWN:
-        shown[MAX_SHOWN - 1 : -1] = ["..."]
-    return f"{_name(net)} with {', '.join(shown) or 'no convolution'}"
+    shown = [_describe_part(net, name) for name in layers]
+    return f"{_name(net)} with {_listed(shown) or 'no convolution'}"
+
+
+def _describe_part(net: nn.Module, name: str) -> str:
+    """A layer's name and the shape of its weight, or the number of channels of another part."""
+    part = _layers(net)[name]
+    if _is_convolution(part):
+        return f"{name} {tuple(part.weight.shape)}"  # type: ignore[union-attr]
+    return f"{name} with {num_channels(net, name)} channels"
+
+
+def _listed(words: list[str]) -> str:
+    """Words for one line of an error message; of many only the first ones and the last."""
+    if len(words) > MAX_SHOWN:
+        words = [*words[: MAX_SHOWN - 1], "...", words[-1]]
+    return ", ".join(words)
