@@ -58,7 +58,7 @@ def test_ramps():
 def test_bad_ramps():
     with pytest.raises(ValueError, match="ramp must be by none, epochs or teacher, got 'steps'"):
         Ramp("steps")
-    with pytest.raises(ValueError, match="epochs of a ramp must be at least 1, got 0"):
+    with pytest.raises(ValueError, match="epochs of a ramp must be above 0, got 0"):
         Ramp("epochs", epochs=0)
     with pytest.raises(ValueError, match=r"accuracy of a ramp .* got 1\.5"):
         Ramp("teacher", accuracy=1.5)
@@ -110,7 +110,10 @@ def result_taps(method):
     [
         ("snapshot", {"cycles": 2}),
         ("pkkd", {"ramp": "teacher", "ramp_accuracy": 0.3}),
-        ("pkkd", {"kernel": "laplacian", "ramp": "epochs", "ramp_epochs": 2, "shared_init": True}),
+        (
+            "pkkd",
+            {"kernel": "laplacian", "ramp": "epochs", "ramp_epochs": 0.5, "shared_init": True},
+        ),
     ],
 )
 def test_an_interrupted_run_goes_on_to_the_same_weights(tmp_path, method, keys):
@@ -134,7 +137,9 @@ def test_an_interrupted_run_goes_on_to_the_same_weights(tmp_path, method, keys):
         }
     strengths = [row["distill_strength"] for row in resumed.history]
     assert strengths == [row["distill_strength"] for row in whole.history]
-    if "ramp" in keys:
+    if keys.get("ramp") == "epochs":
+        assert strengths == [0, 0.5, 1, 1]  # full after half of the epochs
+    elif "ramp" in keys:
         assert strengths[0] == 0 < strengths[-1]
 
 
@@ -244,7 +249,8 @@ def test_files_from_before_there_were_other_methods_can_be_read():
         ),
         ({"method": "snapshot", "epochs": 3}, r"distill\.cycles = 4: 2 \.\. epochs = 3 is wanted"),
         ({"distill.kernel": "sobolev"}, r"distill\.kernel"),
-        ({"distill.ramp_epochs": 0}, "ramp_epochs = 0: >= 1 is wanted"),
+        ({"distill.ramp_epochs": 0}, "ramp_epochs = 0: a whole number >= 1, or a share above 0"),
+        ({"distill.ramp_epochs": 1.5}, r"ramp_epochs = 1\.5: a whole number >= 1, or a share"),
         ({"distill.ramp_accuracy": 0.0}, "ramp_accuracy = 0.0: a share above 0, up to 1"),
     ],
 )

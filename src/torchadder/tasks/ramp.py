@@ -10,7 +10,7 @@ class Ramp:
     """Strength s in 0..1 that all distillation terms are multiplied by, constant for an epoch.
 
     * "none": `s = 1`;
-    * "epochs": `s(e) = min(1, e / E)` with e the epoch, counted from 0;
+    * "epochs": `s(e) = min(1, e / E)` with e the epoch, counted from 0, and E epochs until full;
     * "teacher": `s = clamp((a - c) / (A - c), 0, 1)` with a the teacher's training accuracy in the
       epoch before and c that of chance; 0 in the first epoch.
 
@@ -19,7 +19,7 @@ class Ramp:
 
     Attributes:
         by: "none", "epochs" or "teacher".
-        epochs: E, epochs until the full strength.
+        epochs: E, above 0; need not be whole.
         accuracy: A, the teacher's accuracy at the full strength, a share in 0..1.
 
     Raises:
@@ -32,15 +32,15 @@ class Ramp:
     """
 
     by: str = "none"
-    epochs: int = 10
+    epochs: float = 10
     accuracy: float = 0.9
 
     def __post_init__(self) -> None:
         """Refuses values out of range."""
         if self.by not in ("none", "epochs", "teacher"):
             raise ValueError(f"ramp must be by none, epochs or teacher, got {self.by!r}")
-        if self.epochs < 1:
-            raise ValueError(f"epochs of a ramp must be at least 1, got {self.epochs}")
+        if not self.epochs > 0:
+            raise ValueError(f"epochs of a ramp must be above 0, got {self.epochs}")
         if not 0 < self.accuracy <= 1:
             raise ValueError(f"accuracy of a ramp must be above 0, up to 1, got {self.accuracy}")
 

@@ -129,9 +129,12 @@ def _build_classification(recipe: Recipe, data: ImageData) -> Classification:
     if recipe.method == "supervised":
         return Classification(student, **options)
     config = recipe.distill
+    length = config.ramp_epochs
+    if isinstance(length, float):
+        length *= recipe.epochs
     return Distillation(
         build_distiller(recipe, data, student),
-        ramp=Ramp(config.ramp, config.ramp_epochs, config.ramp_accuracy),
+        ramp=Ramp(config.ramp, length, config.ramp_accuracy),
         **options,
     )
 

@@ -83,7 +83,10 @@ def check_distill(distill: DistillConfig, epochs: int) -> None:
     require(is_positive, "distill.temperature", temperature, "> 0")
     fits = cycles is None or 2 <= cycles <= epochs
     require(fits, "distill.cycles", cycles, f"2 .. epochs = {epochs}")
-    require(distill.ramp_epochs >= 1, "distill.ramp_epochs", distill.ramp_epochs, ">= 1")
+    length = distill.ramp_epochs
+    is_length = length >= 1 if isinstance(length, int) else 0 < length <= 1
+    wanted = "a whole number >= 1, or a share above 0, up to 1.0"
+    require(is_length, "distill.ramp_epochs", length, wanted)
     require(0 < share <= 1, "distill.ramp_accuracy", share, "a share above 0, up to 1")
     require(
         distill.ramp != "teacher" or bool(distill.progressive),

@@ -141,7 +141,7 @@ class DistillConfig:
         ramp: How alpha and beta grow from 0 to their full value: "none" (full from the start),
             "epochs" (linearly, within the first `ramp_epochs`), or "teacher" (with the training
             accuracy of a progressive teacher in the epoch before, from chance to `ramp_accuracy`).
-        ramp_epochs: Epochs until the full value.
+        ramp_epochs: Epochs (int) or share of the run's epochs (float) until the full value.
         ramp_accuracy: Accuracy of the teacher at the full value, a share in 0..1.
         shared_init: Give the two nets the same initial values: the student takes those of the
             teacher, adder layers scaled to unit variance.
@@ -162,7 +162,7 @@ class DistillConfig:
     cycles: int | None = None
     dropout: float | None = None
     ramp: Literal["none", "epochs", "teacher"] = "none"
-    ramp_epochs: int = 10
+    ramp_epochs: int | float = 10
     ramp_accuracy: float = 0.9
     shared_init: bool = False
     teacher_model: str | None = None
@@ -319,7 +319,8 @@ class TrainerConfig:
         limit_val_batches: Number (int) or share (float) of the validation batches.
         threads: Threads of torch on the CPU; null leaves the number as it is.
         deterministic: Refuse operators without a deterministic form (matters on GPUs only).
-        sync_batchnorm: Take batch norm's statistics over the batch of all processes.
+        sync_batchnorm: Take batch norm's statistics over the batch of all processes, and those of
+            distillation, where it compares features over a batch.
         timeout: Seconds that processes wait for each other before they give up.
         tf32: Let the convolutions of a GPU round their inputs to TF32, ten bits of mantissa (not
             those of adder layers); faster, and not the numbers of a CPU.
