@@ -154,6 +154,21 @@ def test_naive_form_collapses():
     assert optimise(naive, own) < 1e-3 * start
 
 
+@pytest.mark.parametrize("limit", [0.5, 3.0, 80.0])
+def test_the_exponents_have_the_limit_of_the_kernels(limit):
+    student, teacher = (3 * values for values in unrelated_features())
+    student.requires_grad_()
+    alignment = KernelAlignment(8, LaplacianKernel(limit=limit), GaussianKernel(limit=limit))
+    got, want = alignment(student, teacher), alignment.specification(student, teacher)
+    torch.testing.assert_close(got, want)
+    for a, b in zip(*(torch.autograd.grad(d, student) for d in (got, want)), strict=True):
+        torch.testing.assert_close(a, b)
+    wide = KernelAlignment(8, LaplacianKernel(), GaussianKernel())
+    assert (abs(wide(student, teacher) - want) > 1e-3) == (limit < 6)
+    with pytest.raises(ValueError, match=r"the same limit, got \[1\.0, 6\.0\]"):
+        KernelAlignment(8, LaplacianKernel(limit=1.0), GaussianKernel())
+
+
 @pytest.mark.parametrize("kernel", [False, True])
 @pytest.mark.parametrize("shrunk", ["student_map", "student_kernel", "teacher_kernel"])
 def test_shrinking_one_side_does_not_help(kernel, shrunk):

@@ -196,3 +196,12 @@ def test_bad_arguments():
         OutputKernel("mean")
     with pytest.raises(ValueError, match=r"\(N, C, \.\.\.\).*\(3,\)"):
         OutputKernel()(torch.zeros(3))
+    for limit in (0, -1.0, 81.0, math.nan):
+        with pytest.raises(ValueError, match=f"above 0, up to 80, got {limit}"):
+            LaplacianKernel(limit=limit)
+
+
+def test_another_limit():
+    output = torch.tensor([[-40.0], [40.0]])
+    values = kernel_for(nn.Conv2d(1, 1, 1), limit=0.5).eval()(output)
+    torch.testing.assert_close(values.flatten().log(), torch.tensor([-0.5, 0.5]))

@@ -124,6 +124,24 @@ def test_samples_of_two_nets(pkkd):
     )
 
 
+def test_samples_are_made_with_the_kernels_of_the_run():
+    nets = [models.lenet5_bn(conv=kind) for kind in ("adder", "conv")]
+    pkkd = PKKD(*nets, kernel="gaussian", exponent_limit=1.5)
+    samples = sample_layers(pkkd, torch.randn(4, 1, 28, 28), ["conv2"])
+    behind = [s for s in samples if s.stage == "kernel"]
+    assert len(behind) == 4
+    for one in behind:
+        assert np.abs(np.log(one.values)).max() == pytest.approx(1.5, rel=1e-5)
+        assert 0 < one.describe()["clamped"] < 1
+    # The adder layer's filters are compared by their products, as the Gaussian kernel has it.
+    filters = nets[0].conv2.weight.detach().flatten(1)
+    products = (filters @ filters.T).numpy()[np.triu_indices(16, 1)]
+    products -= products.mean()
+    exponents = (products / np.abs(products).mean()).clip(-1.5, 1.5)
+    (got,) = (s.values for s in behind if (s.side, s.kind) == ("student", "weights"))
+    assert np.log(got) == pytest.approx(exponents, rel=1e-3, abs=1e-3)
+
+
 def test_share_at_the_bounds():
     values = [math.exp(6), math.exp(-6), 1.0, 2.0]
     assert sample(values, "kernel").describe()["clamped"] == 0.5

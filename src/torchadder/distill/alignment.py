@@ -79,6 +79,9 @@ class KernelAlignment(nn.Module, BatchStatistics):
         teacher_kernel: kernel of the teacher's side, likewise.
         linear_map: whether there are maps.
 
+    Raises:
+        ValueError: kernels with different bounds of their exponents.
+
     Shape:
         two tensors (N, C, ...) to a scalar, float32 for half precision inputs.
     """
@@ -94,6 +97,10 @@ class KernelAlignment(nn.Module, BatchStatistics):
         linear_map: bool = True,
     ) -> None:
         super().__init__()
+        limits = {kernel.limit for kernel in (student_kernel, teacher_kernel) if kernel is not None}
+        if len(limits) > 1:
+            raise ValueError(f"both kernels must have the same limit, got {sorted(limits)}")
+        self.limit = limits.pop() if limits else EXPONENT_LIMIT
         self.student_kernel = student_kernel
         self.teacher_kernel = teacher_kernel
         target_map = fixed_orthogonal_map(channels) if linear_map else None
@@ -116,7 +123,7 @@ class KernelAlignment(nn.Module, BatchStatistics):
             self.teacher_kernel.rate(teacher_output) if self.teacher_kernel is not None else None,
             _matching(self.student_map, student_output),
             _matching(self.teacher_map, teacher_output),
-            EXPONENT_LIMIT,
+            self.limit,
             over_processes=self.spans_processes(),
         )
         of_student = torch.rsqrt(moments.student + variance_floor(moments.student))

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from torchadder.nn import AdderModule
+from torchadder.ops.pkkd import MAX_LIMIT
 from torchadder.processes import (
     BatchStatistics,
     are_several,
@@ -113,21 +114,25 @@ class OutputKernel(nn.Module, BatchStatistics):
 
     Args:
         scale: "deviation", "magnitude" or "batch".
+        limit: bound of the exponent, see `exponential_kernel`.
 
     Shape:
         (N, C, ...) to the same, float32 for half precision inputs.
 
     Raises:
-        ValueError: unknown `scale`, or fewer than two dimensions.
+        ValueError: unknown `scale`, a limit that is not above 0 and up to 80, or, on a call, fewer
+            than two dimensions.
     """
 
     initial_sigma: Tensor
 
-    def __init__(self, scale: str = "deviation") -> None:
+    def __init__(self, scale: str = "deviation", limit: float = EXPONENT_LIMIT) -> None:
         super().__init__()
         if scale not in SCALES:
             raise ValueError(f"scale must be one of {', '.join(SCALES)}, got {scale!r}")
+        check_limit(limit)
         self.scale = scale
+        self.limit = limit
         self.log_scale = nn.Parameter(torch.zeros(()))
         self.register_buffer("initial_sigma", torch.zeros(()))
         self._initialised: bool | None = False
@@ -148,7 +153,7 @@ class OutputKernel(nn.Module, BatchStatistics):
         """Apply the kernel, see the class."""
         output = _at_least_float32(output)
         sigma = self._initial(output).to(output.dtype) * self._ratio()
-        return exponential_kernel(self._centred(output), sigma)
+        return exponential_kernel(self._centred(output), sigma, self.limit)
 
     def rate(self, output: Tensor) -> Tensor:
         """The factor of the exponent, `1 / (2 sigma^2)`: a scalar that knows where sigma is from.
@@ -160,8 +165,8 @@ class OutputKernel(nn.Module, BatchStatistics):
         return 0.5 / (self._initial(output).to(dtype) * self._ratio()).square()
 
     def extra_repr(self) -> str:
-        """The kind of scale."""
-        return f"scale={self.scale!r}"
+        """The kind of scale, and the bound of the exponent."""
+        return f"scale={self.scale!r}, limit={self.limit}"
 
     def _ratio(self) -> Tensor:
         bound = math.log(SIGMA_RANGE)
@@ -227,21 +232,33 @@ class GaussianKernel(OutputKernel):
     """Kernel of a convolution, `g = exp(<x, w> / (2 sigma_c^2))`; see `OutputKernel`."""
 
 
-def kernel_for(layer: nn.Module, scale: str = "deviation", kind: str = "paper") -> OutputKernel:
+def check_limit(limit: float) -> None:
+    """Raise ValueError unless exponents can be clamped to `[-limit, limit]`."""
+    if not 0 < limit <= MAX_LIMIT:
+        raise ValueError(f"exponent_limit must be above 0, up to {MAX_LIMIT:.0f}, got {limit}")
+
+
+def kernel_for(
+    layer: nn.Module,
+    scale: str = "deviation",
+    kind: str = "paper",
+    limit: float = EXPONENT_LIMIT,
+) -> OutputKernel:
     """Return the kernel for what `layer` computes from its input x and its weights w.
 
     Args:
         layer: an adder layer or a convolution.
         scale: how the kernel finds its initial scale, see `OutputKernel`.
         kind: "paper" (Laplacian for adder layers, else Gaussian), "gaussian" or "laplacian".
+        limit: bound of the exponent.
 
     Raises:
-        ValueError: unknown kind or scale.
+        ValueError: unknown kind or scale, or a limit out of range.
     """
     if kind not in ("paper", "gaussian", "laplacian"):
         raise ValueError(f"kind must be one of paper, gaussian, laplacian, got {kind!r}")
     is_laplacian = isinstance(layer, AdderModule) if kind == "paper" else kind == "laplacian"
-    return LaplacianKernel(scale) if is_laplacian else GaussianKernel(scale)
+    return (LaplacianKernel if is_laplacian else GaussianKernel)(scale, limit)
 
 
 def needs_twin(layer: nn.Module, kernel: OutputKernel) -> bool:

@@ -15,7 +15,14 @@ from torchadder.distill.distiller import (
     check_temperature,
     check_weights,
 )
-from torchadder.distill.kernels import KERNELS, OutputKernel, kernel_for, needs_twin
+from torchadder.distill.kernels import (
+    EXPONENT_LIMIT,
+    KERNELS,
+    OutputKernel,
+    check_limit,
+    kernel_for,
+    needs_twin,
+)
 from torchadder.distill.soft_labels import soft_cross_entropy
 from torchadder.distill.taps import (
     Reading,
@@ -67,13 +74,14 @@ class PKKD(Distiller):
         progressive: whether the teacher is trained; otherwise it is fixed, in eval mode.
         scale: how kernels find their initial scale, "deviation", "magnitude" or "batch", see
             `OutputKernel`.
+        exponent_limit: bound of the kernels' exponents, see `exponential_kernel`.
 
     Shape:
         inputs (N, C, H, W) and labels (N,) to a `PKKDOutput`.
 
     Raises:
-        ValueError: a weight or temperature out of range, nets that share parameters or have no
-            layers to compare.
+        ValueError: a weight, temperature or limit out of range, nets that share parameters or have
+            no layers to compare.
 
     Examples:
         >>> import torch, torchadder as ta
@@ -98,9 +106,11 @@ class PKKD(Distiller):
         linear_map: bool = True,
         progressive: bool = True,
         scale: str = "deviation",
+        exponent_limit: float = EXPONENT_LIMIT,
     ) -> None:
         check_weights(alpha=alpha, beta=beta)
         check_temperature(temperature)
+        check_limit(exponent_limit)
         kind = {True: "paper", False: "none"}.get(kernel, kernel)  # type: ignore[call-overload]
         if kind not in KERNELS:
             raise ValueError(f"kernel must be one of {', '.join(KERNELS)}, got {kernel!r}")
@@ -117,22 +127,23 @@ class PKKD(Distiller):
         for name in self.taps:
             student_kernel, teacher_kernel = None, None
             if kind != "none":
-                student_kernel = self._kernel(student, name, scale, kind, self.student_readings)
-                teacher_kernel = self._kernel(teacher, name, scale, kind, self.teacher_readings)
+                student_kernel = kernel_for(get_layer(student, name), scale, kind, exponent_limit)
+                teacher_kernel = kernel_for(get_layer(teacher, name), scale, kind, exponent_limit)
+                self._read(self.student_readings, student, name, student_kernel)
+                self._read(self.teacher_readings, teacher, name, teacher_kernel)
             self.alignments[module_key(name)] = KernelAlignment(
                 num_channels(student, name), student_kernel, teacher_kernel, linear_map=linear_map
             )
 
     @staticmethod
-    def _kernel(
-        net: nn.Module, name: str, scale: str, kind: str, readings: dict[str, Reading]
-    ) -> OutputKernel:
+    def _read(
+        readings: dict[str, Reading], net: nn.Module, name: str, kernel: OutputKernel
+    ) -> None:
+        """Has the twin of a layer read where a kernel is not of the layer's own kind."""
         layer = get_layer(net, name)
-        kernel = kernel_for(layer, scale, kind)
         if needs_twin(layer, kernel):
             check_twin(layer, name)
             readings[name] = twin_output
-        return kernel
 
     @property
     def needs_teacher(self) -> bool:

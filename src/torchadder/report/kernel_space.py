@@ -17,7 +17,14 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from torchadder.distill import EXPONENT_LIMIT, PKKD, OutputKernel, capture, kernel_for
+from torchadder.distill import (
+    EXPONENT_LIMIT,
+    PKKD,
+    LaplacianKernel,
+    OutputKernel,
+    capture,
+    kernel_for,
+)
 from torchadder.distill.taps import get_layer, module_key
 from torchadder.nn import AdderModule
 from torchadder.report import distances
@@ -43,6 +50,7 @@ class Sample:
         kind: "features" or "weights".
         stage: "before" the kernel, behind the "kernel", or behind the linear map, "mapped".
         values: The values, flat, at most `MAX_VALUES` of them.
+        limit: Bound of the exponents of kernel values.
     """
 
     layer: str
@@ -51,6 +59,7 @@ class Sample:
     kind: str
     stage: str
     values: NDArray[np.float64]
+    limit: float = EXPONENT_LIMIT
 
     @property
     def fits(self) -> WeightFits:
@@ -80,7 +89,7 @@ class Sample:
         if self.stage == "kernel":
             # Rounding moves the bounds a little.
             exponents = np.abs(np.log(np.maximum(values, np.finfo(np.float64).tiny)))
-            row["clamped"] = float(np.mean(exponents > EXPONENT_LIMIT - 1e-3))
+            row["clamped"] = float(np.mean(exponents > self.limit - 1e-3))
         for name, fit, cdf, quantile in (
             ("laplace", fits.laplace, distances.laplace_cdf, distances.laplace_quantile),
             ("normal", fits.normal, distances.normal_cdf, distances.normal_quantile),
@@ -119,14 +128,16 @@ def sample_layers(
         for side in SIDES:
             net: Any = getattr(pkkd, side)
             layer = get_layer(net, name)
+            kernel = _kernel(pkkd, side, name)
             values = itertools.chain(
-                _feature_stages(pkkd, side, name, images), _weight_stages(layer)
+                _feature_stages(pkkd, side, name, images, kernel), _weight_stages(layer, kernel)
             )
             for kind, stage, tensor in values:
                 array = _draw(tensor, max_values)
                 if np.isfinite(array).all() and np.ptp(array) > 0:
                     is_adder = isinstance(layer, AdderModule)
-                    found.append(Sample(name, side, is_adder, kind, stage, array))
+                    sample = Sample(name, side, is_adder, kind, stage, array, kernel.limit)
+                    found.append(sample)
     return found
 
 
@@ -156,7 +167,7 @@ def compare_sides(samples: Sequence[Sample]) -> list[dict[str, Any]]:
 
 @torch.no_grad()
 def _feature_stages(
-    pkkd: PKKD, side: str, name: str, images: Tensor
+    pkkd: PKKD, side: str, name: str, images: Tensor, kernel: OutputKernel
 ) -> Iterator[tuple[str, str, Tensor]]:
     readings = getattr(pkkd, f"{side}_readings")
     net: nn.Module = getattr(pkkd, side)
@@ -165,30 +176,33 @@ def _feature_stages(
     output = outputs[name].float()
     centred = output - output.mean([0, *range(2, output.dim())], keepdim=True)
     yield "features", "before", centred
-    alignment: Any = pkkd.alignments[module_key(name)]
-    kernel: OutputKernel = (
-        getattr(alignment, f"{side}_kernel") or kernel_for(get_layer(net, name)).eval()
-    )
     values = kernel(output)
     yield "features", "kernel", values
-    linear_map = getattr(alignment, f"{side}_map")
+    linear_map = getattr(pkkd.alignments[module_key(name)], f"{side}_map")
     if linear_map is not None:
         yield "features", "mapped", torch.einsum("oc,nc...->no...", linear_map, values)
 
 
 @torch.no_grad()
-def _weight_stages(layer: Any) -> Iterator[tuple[str, str, Tensor]]:
+def _weight_stages(layer: Any, kernel: OutputKernel) -> Iterator[tuple[str, str, Tensor]]:
     weight = layer.weight.detach().float()
     yield "weights", "before", weight
     filters = weight.flatten(1)
     if len(filters) < 2:
         return
-    is_adder = isinstance(layer, AdderModule)
-    pairs = -torch.cdist(filters, filters, p=1) if is_adder else filters @ filters.T
+    is_laplacian = isinstance(kernel, LaplacianKernel)
+    pairs = -torch.cdist(filters, filters, p=1) if is_laplacian else filters @ filters.T
     rows, columns = torch.triu_indices(len(filters), len(filters), offset=1)
     exponents = pairs[rows, columns] - pairs[rows, columns].mean()
     scale = exponents.abs().mean().clamp(min=torch.finfo(exponents.dtype).tiny)
-    yield "weights", "kernel", (exponents / scale).clamp(-EXPONENT_LIMIT, EXPONENT_LIMIT).exp()
+    yield "weights", "kernel", (exponents / scale).clamp(-kernel.limit, kernel.limit).exp()
+
+
+def _kernel(pkkd: PKKD, side: str, name: str) -> OutputKernel:
+    """The kernel of a layer; where the run has none, that of the paper."""
+    alignment: Any = pkkd.alignments[module_key(name)]
+    own = getattr(alignment, f"{side}_kernel")
+    return own or kernel_for(get_layer(getattr(pkkd, side), name)).eval()
 
 
 def _draw(values: Tensor, count: int) -> NDArray[np.float64]:

@@ -177,7 +177,9 @@ def _make_job(
     try:
         recipe = dataclasses.replace(recipe, epochs=epochs, seed=seed, distill=distill)
     except RecipeError as error:
-        raise RecipeError(f"row {row.key}: {error}") from error
+        raise RecipeError(
+            f"row {row.key}: {error}; take another budget, or leave the row out with --rows"
+        ) from error
     folder = run_folder(output, row.recipe, epochs, seed)
     options = spell_options(own | dict(overrides))
     arguments = (row.recipe, *options, f"--output={folder}")

@@ -81,6 +81,9 @@ def check_distill(distill: DistillConfig, epochs: int) -> None:
     temperature, cycles, share = distill.temperature, distill.cycles, distill.ramp_accuracy
     is_positive = temperature is None or temperature > 0
     require(is_positive, "distill.temperature", temperature, "> 0")
+    limit = distill.exponent_limit
+    is_limit = limit is None or 0 < limit <= 80
+    require(is_limit, "distill.exponent_limit", limit, "a number above 0, up to 80")
     fits = cycles is None or 2 <= cycles <= epochs
     require(fits, "distill.cycles", cycles, f"2 .. epochs = {epochs}")
     length = distill.ramp_epochs

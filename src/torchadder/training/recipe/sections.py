@@ -134,6 +134,7 @@ class DistillConfig:
         kernel: PKKD's kernels: "paper" or true (Laplacian for adder layers, Gaussian for
             convolutions), "gaussian", "laplacian" (the same one on both sides), "none" or false.
         scale: How PKKD's kernels find their initial scale: "deviation", "magnitude" or "batch".
+        exponent_limit: Bound of the exponents of PKKD's kernels, above 0 and up to 80.
         linear_map: Align the two sides by a trained 1x1 convolution.
         progressive: Train the teacher in the same steps; false keeps it fixed.
         cycles: Number of cycles of snapshot distillation.
@@ -144,7 +145,7 @@ class DistillConfig:
         ramp_epochs: Epochs (int) or share of the run's epochs (float) until the full value.
         ramp_accuracy: Accuracy of the teacher at the full value, a share in 0..1.
         shared_init: Give the two nets the same initial values: the student takes those of the
-            teacher, adder layers scaled to unit variance.
+            teacher, adder layers scaled to their own initial spread.
         teacher_model: The teacher's model; null: the student's.
         teacher_kwargs: Further arguments of its constructor; null: the student's.
         teacher_conv: Kind of the teacher's inner layers.
@@ -157,6 +158,7 @@ class DistillConfig:
     taps: list[str] | None = None
     kernel: bool | Literal["paper", "gaussian", "laplacian", "none"] | None = None
     scale: Literal["deviation", "magnitude", "batch"] | None = None
+    exponent_limit: float | None = None
     linear_map: bool | None = None
     progressive: bool | None = None
     cycles: int | None = None
