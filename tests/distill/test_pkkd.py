@@ -196,6 +196,22 @@ def test_switches(adder_net, conv_net, kernel, linear_map, progressive):
     assert all(torch.isfinite(p).all() for p in pkkd.parameters())
 
 
+@pytest.mark.parametrize("learned", ["both", "student", "none"])
+def test_learned_scales(adder_net, conv_net, learned):
+    pkkd = PKKD(adder_net(), conv_net(), learned_scales=learned)
+    pkkd(*batch())  # sets the initial scales
+    before = pkkd.sigmas()
+    train(pkkd)
+    moved = {
+        name.rpartition("/")[2] for name, sigma in pkkd.sigmas().items() if sigma != before[name]
+    }
+    assert moved == {"both": {"student", "teacher"}, "student": {"student"}, "none": set()}[learned]
+    shapes = [tuple(parameter.shape) for parameter in pkkd.own_parameters()]
+    assert shapes.count(()) == {"both": 4, "student": 2, "none": 0}[learned]
+    with pytest.raises(ValueError, match="both, student, none, got 'teacher'"):
+        PKKD(adder_net(), conv_net(), learned_scales="teacher")
+
+
 def test_student_is_a_plain_net_afterwards(adder_net, conv_net):
     pkkd = PKKD(adder_net(), conv_net())
     train(pkkd)

@@ -3,6 +3,7 @@
 import errno
 import os
 import random
+import signal
 import time
 
 import pytest
@@ -48,6 +49,11 @@ def finish(folder, digits):
     assert not list(folder.rglob("*.tmp"))
 
 
+def event_files(folder):
+    """TensorBoard's files, of which every start of a run begins one."""
+    return list(folder.glob("tensorboard/events*"))
+
+
 def moments():
     """Moments of a run: all of them in the long form, some of each kind in the short one."""
     chosen = {5, 9, 17, 32, 37}
@@ -74,11 +80,17 @@ def test_killed_while_a_file_is_written(digits, straight, tmp_path, moment):
 def test_killed_again_and_again(digits, straight, tmp_path, seed):
     folder = tmp_path / "run"
     draw = random.Random(seed)
+    kills = 0
     for _ in range(4):
-        process = ranks.start(rank_jobs.train_or_go_on, digits, folder)
-        time.sleep(draw.uniform(0.2, 2.0))
-        process.processes[0].kill()
-        process.outcomes()
+        started = len(event_files(folder))
+        run = ranks.start(rank_jobs.train_or_go_on, digits, folder)
+        process = run.processes[0]
+        while process.is_alive() and len(event_files(folder)) == started:
+            time.sleep(0.002)
+        time.sleep(draw.uniform(0.0, 0.5))
+        process.kill()
+        kills += run.outcomes()[0].exitcode == -signal.SIGKILL
+    assert kills > 0  # of a run that had begun and was not at its end
     finish(folder, digits)
     assert state(folder) == straight
 

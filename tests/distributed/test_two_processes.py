@@ -119,7 +119,7 @@ def test_accumulated_batches_make_a_whole(digits, tmp_path, world_size):
         {"distill.beta": 0.0},
         {"distill.alpha": 0.0, "distill.kernel": "none"},
         {"distill.linear_map": False},
-        pytest.param({"trainer.precision": "bf16-mixed"}, marks=pytest.mark.slow),
+        {"distill.learned_scales": "none"},
     ],
     ids=lambda options: "-".join(str(value) for value in options.values()) or "plain",
 )
@@ -134,6 +134,21 @@ def test_pkkd_in_two_processes(digits, tmp_path, options):
     assert bool(both[0]["sigmas"]) == (
         options.get("distill.beta") != 0 and "distill.kernel" not in options
     )
+
+
+@pytest.mark.slow
+def test_pkkd_in_two_processes_and_half_precision(digits, tmp_path):
+    """In step to the last bit, and near to what single precision does."""
+    losses = []
+    for precision in ("bf16-mixed", "32-true"):
+        options = {"trainer.precision": precision, "epochs": 2}
+        folder = tmp_path / precision
+        both = ranks.run(rank_jobs.train, digits, folder, "pkkd", world_size=2, **options)
+        assert both[0]["digest"] == both[1]["digest"]
+        assert both[0]["sigmas"] == both[1]["sigmas"]
+        losses.append([row["train_loss"] for row in both[0]["history"]])
+    assert losses[0] == pytest.approx(losses[1], rel=0.05)
+    assert losses[0] != losses[1]
 
 
 def test_alignment_is_measured_by_all_processes_or_none(digits, few_digits, tmp_path):

@@ -140,6 +140,8 @@ def changes(name, base):
         ("laplacian", {"kernel"}),
         ("magnitude", {"scale"}),
         ("batchscale", {"scale"}),
+        ("constscales", {"learned_scales"}),
+        ("studentscales", {"learned_scales"}),
         ("limit3", {"exponent_limit"}),
         ("limit12", {"exponent_limit"}),
         ("nomap", {"linear_map"}),

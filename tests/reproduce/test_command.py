@@ -206,7 +206,14 @@ def test_list_and_help(capsys):
 @pytest.mark.timeout(1800)
 @pytest.mark.parametrize(
     ("table", "budget"),
-    [("cifar10", 1), ("distillers", 4), ("ablation", 1), ("cnn-distillation", 1), ("deeper", 1)],
+    [
+        ("cifar10", 1),
+        ("imagenet", 1),
+        ("distillers", 4),
+        ("ablation", 1),
+        ("cnn-distillation", 1),
+        ("deeper", 1),
+    ],
 )
 def test_every_row_of_a_table_trains(tmp_path, monkeypatch, table, budget):
     """The digits stand in for the images; nets, methods and settings are those of the rows."""

@@ -251,6 +251,7 @@ def test_files_from_before_there_were_other_methods_can_be_read():
         ({"distill.kernel": "sobolev"}, r"distill\.kernel"),
         ({"distill.exponent_limit": 0.0}, r"exponent_limit = 0\.0: a number above 0, up to 80"),
         ({"distill.exponent_limit": 81.0}, r"exponent_limit = 81\.0: a number above 0, up to 80"),
+        ({"distill.learned_scales": "teacher"}, r"distill\.learned_scales"),
         ({"distill.ramp_epochs": 0}, "ramp_epochs = 0: a whole number >= 1, or a share above 0"),
         ({"distill.ramp_epochs": 1.5}, r"ramp_epochs = 1\.5: a whole number >= 1, or a share"),
         ({"distill.ramp_accuracy": 0.0}, "ramp_accuracy = 0.0: a share above 0, up to 1"),

@@ -157,7 +157,7 @@ class Distiller(nn.Module, ABC):
         """The trainable parameters that belong to neither net."""
         nets = [net for net in (self.student, self.teacher) if net is not None]
         of_nets = {id(parameter) for net in nets for parameter in net.parameters()}
-        return [parameter for parameter in self.parameters() if id(parameter) not in of_nets]
+        return [p for p in self.parameters() if p.requires_grad and id(p) not in of_nets]
 
     def forward(self, inputs: Tensor, labels: Tensor) -> DistillerOutput:
         """Run both nets on a batch and return the losses.

@@ -32,6 +32,9 @@ SIGMA_RANGE = 10.0
 
 SCALES = ("deviation", "magnitude", "batch")
 
+LEARNED_SCALES = ("both", "student", "none")
+"""Sides whose scales are learned."""
+
 KERNELS = ("paper", "gaussian", "laplacian", "none")
 """Laplacian for adder layers and Gaussian for convolutions, the same on both sides, or none."""
 

@@ -18,6 +18,7 @@ from torchadder.distill.distiller import (
 from torchadder.distill.kernels import (
     EXPONENT_LIMIT,
     KERNELS,
+    LEARNED_SCALES,
     OutputKernel,
     check_limit,
     kernel_for,
@@ -75,13 +76,16 @@ class PKKD(Distiller):
         scale: how kernels find their initial scale, "deviation", "magnitude" or "batch", see
             `OutputKernel`.
         exponent_limit: bound of the kernels' exponents, see `exponential_kernel`.
+        learned_scales: the sides whose kernels learn their scales, "both", "student" or "none". A
+            scale that is not learned stays what `scale` says. (Not in the paper, which learns both;
+            a learned scale of the teacher changes what is to be learnt.)
 
     Shape:
         inputs (N, C, H, W) and labels (N,) to a `PKKDOutput`.
 
     Raises:
-        ValueError: a weight, temperature or limit out of range, nets that share parameters or have
-            no layers to compare.
+        ValueError: a weight, temperature or limit out of range, an unknown choice, nets that share
+            parameters or have no layers to compare.
 
     Examples:
         >>> import torch, torchadder as ta
@@ -107,6 +111,7 @@ class PKKD(Distiller):
         progressive: bool = True,
         scale: str = "deviation",
         exponent_limit: float = EXPONENT_LIMIT,
+        learned_scales: str = "both",
     ) -> None:
         check_weights(alpha=alpha, beta=beta)
         check_temperature(temperature)
@@ -114,6 +119,9 @@ class PKKD(Distiller):
         kind = {True: "paper", False: "none"}.get(kernel, kernel)  # type: ignore[call-overload]
         if kind not in KERNELS:
             raise ValueError(f"kernel must be one of {', '.join(KERNELS)}, got {kernel!r}")
+        if learned_scales not in LEARNED_SCALES:
+            known = ", ".join(LEARNED_SCALES)
+            raise ValueError(f"learned_scales must be one of {known}, got {learned_scales!r}")
         super().__init__(student, teacher, progressive=progressive)
         self.alpha = alpha
         self.beta = beta
@@ -129,6 +137,8 @@ class PKKD(Distiller):
             if kind != "none":
                 student_kernel = kernel_for(get_layer(student, name), scale, kind, exponent_limit)
                 teacher_kernel = kernel_for(get_layer(teacher, name), scale, kind, exponent_limit)
+                student_kernel.log_scale.requires_grad_(learned_scales != "none")
+                teacher_kernel.log_scale.requires_grad_(learned_scales == "both")
                 self._read(self.student_readings, student, name, student_kernel)
                 self._read(self.teacher_readings, teacher, name, teacher_kernel)
             self.alignments[module_key(name)] = KernelAlignment(

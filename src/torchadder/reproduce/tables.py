@@ -204,6 +204,8 @@ _ABLATION = {
     "pkkd_laplacian": "Laplacian kernels on both sides",
     "pkkd_magnitude": "kernels scaled by magnitude",
     "pkkd_batchscale": "kernels scaled by each batch",
+    "pkkd_constscales": "scales not learned",
+    "pkkd_studentscales": "only the student's scales learned",
     "pkkd_limit3": "exponents in [-3, 3], not [-6, 6]",
     "pkkd_limit12": "exponents in [-12, 12]",
     "pkkd_nomap": "no linear map",

@@ -135,6 +135,7 @@ class DistillConfig:
             convolutions), "gaussian", "laplacian" (the same one on both sides), "none" or false.
         scale: How PKKD's kernels find their initial scale: "deviation", "magnitude" or "batch".
         exponent_limit: Bound of the exponents of PKKD's kernels, above 0 and up to 80.
+        learned_scales: Sides whose kernels learn their scales: "both", "student" or "none".
         linear_map: Align the two sides by a trained 1x1 convolution.
         progressive: Train the teacher in the same steps; false keeps it fixed.
         cycles: Number of cycles of snapshot distillation.
@@ -159,6 +160,7 @@ class DistillConfig:
     kernel: bool | Literal["paper", "gaussian", "laplacian", "none"] | None = None
     scale: Literal["deviation", "magnitude", "batch"] | None = None
     exponent_limit: float | None = None
+    learned_scales: Literal["both", "student", "none"] | None = None
     linear_map: bool | None = None
     progressive: bool | None = None
     cycles: int | None = None
