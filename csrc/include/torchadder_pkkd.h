@@ -27,7 +27,7 @@ struct ta_pkkd_side {
 struct ta_pkkd_problem {
   int64_t positions, channels; /* channels >= 1 */
   struct ta_pkkd_side student, teacher;
-  float limit; /* at most 80: exp(limit) must stay an ordinary number */
+  float limit; /* at most 30: sums of exp(2 limit) must stay ordinary numbers */
 };
 
 /* Over all positions: the sums of k and of l, (2, channels), then the sums of k k^T, l l^T and k l^T,

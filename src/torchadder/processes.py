@@ -1,6 +1,7 @@
 """Sums and rows over all processes of a run, through which gradients flow.
 
-Every process must call these functions, and their backward passes, in the same order.
+Every process must call these functions, and their backward passes, in the same order; without a
+process group torch raises a ValueError. Who starts the processes is not known here.
 """
 
 from __future__ import annotations
@@ -13,8 +14,8 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 
-def are_several() -> bool:
-    """Whether this process is one of a group."""
+def in_process_group() -> bool:
+    """Whether this process belongs to a process group, be it alone in it."""
     return dist.is_available() and dist.is_initialized()
 
 
@@ -32,7 +33,7 @@ class BatchStatistics:
 
     def spans_processes(self) -> bool:
         """Whether statistics are to be taken over all processes now."""
-        return self.synchronised and self.training and are_several()
+        return self.synchronised and self.training and in_process_group()
 
 
 class _SumOverProcesses(torch.autograd.Function):
@@ -40,12 +41,12 @@ class _SumOverProcesses(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, values: Tensor) -> Tensor:
-        return total_over_processes(values)
+        return sum_without_gradient(values)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *gradients: Tensor) -> Tensor:
-        return total_over_processes(gradients[0])
+        return sum_without_gradient(gradients[0])
 
 
 class _RowsOfProcesses(torch.autograd.Function):
@@ -69,11 +70,11 @@ class _RowsOfProcesses(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *gradients: Tensor) -> Tensor:
-        return total_over_processes(gradients[0])[ctx.own]
+        return sum_without_gradient(gradients[0])[ctx.own]
 
 
-def total_over_processes(values: Tensor) -> Tensor:
-    """The sum of a tensor over all processes, a new tensor without a gradient."""
+def sum_without_gradient(values: Tensor) -> Tensor:
+    """The sum of a tensor over all processes as a constant."""
     total = values.detach().contiguous().clone()
     dist.all_reduce(total)
     return total

@@ -156,12 +156,13 @@ def changes(name, base):
     ],
 )
 def test_an_ablation_changes_one_thing(switch, keys):
-    found = changes(f"cifar10_resnet20_pkkd_{switch}", "cifar10_resnet20_pkkd")
-    assert found == {f"distill.{key}" for key in keys}
-    distill = load(f"cifar10_resnet20_pkkd_{switch}").distill
-    value = re.fullmatch(r"(alpha|beta)([\d.]+)", switch)
-    if value:
-        assert getattr(distill, value[1]) == float(value[2])
+    value = re.fullmatch(r"(alpha|beta|limit)([\d.]+)", switch)
+    is_weight = value is not None and value[1] != "limit"
+    for base in ("cifar10_resnet20_pkkd", *["cifar100_resnet20_pkkd"] * is_weight):
+        assert changes(f"{base}_{switch}", base) == {f"distill.{key}" for key in keys}
+        if value:
+            (key,) = keys
+            assert getattr(load(f"{base}_{switch}").distill, key) == float(value[2])
 
 
 def test_the_settings_of_the_papers():

@@ -7,14 +7,17 @@ import math
 import numpy as np
 import pytest
 import torch
+import yaml
 
-from torchadder import models
+import torchadder
+from torchadder import models, recipes
 from torchadder.cli import main
 from torchadder.distill import PKKD
 from torchadder.report import distances
 from torchadder.report.diagnosis import write_diagnosis
 from torchadder.report.kernel_space import Sample, compare_sides, sample_layers
 from torchadder.report.statistics import Fit, fit_laplace, fit_normal
+from torchadder.training.diagnosis import open_pair
 
 RANDOM = np.random.default_rng(0)
 
@@ -177,6 +180,21 @@ def test_command_on_two_runs(adder_run, tmp_path, capsys):
     assert main(["diagnose", *words, "--output", str(tmp_path / "out")]) == 0
     rows = json.loads((tmp_path / "out/diagnosis.json").read_text())["student_teacher"]
     assert all(row["w1"] == 0 for row in rows if row["stage"] != "mapped")
+
+
+def test_nets_of_different_depths_are_compared_where_they_agree(tmp_path):
+    folders = [tmp_path / net for net in ("resnet20", "resnet32")]
+    recipe = recipes.load("mnist_lenet5bn_adder").to_dict()
+    for folder, kind in zip(folders, ("adder", "conv"), strict=True):
+        (folder / "checkpoints").mkdir(parents=True)
+        (folder / "config.yaml").write_text(yaml.safe_dump(recipe))
+        net = models.build(folder.name, conv=kind, in_channels=1)
+        torchadder.save(net, folder / "checkpoints" / "last.safetensors")
+    pkkd, _ = open_pair(*folders)
+    assert len(pkkd.taps) == 20
+    assert {name.split(".")[1] for name in pkkd.taps} == {"0", "1", "2"}
+    deeper, _ = open_pair(*reversed(folders))
+    assert deeper.taps == pkkd.taps
 
 
 @pytest.mark.parametrize(

@@ -18,9 +18,9 @@ from torchadder.nn import AdderModule
 from torchadder.ops.pkkd import MAX_LIMIT
 from torchadder.processes import (
     BatchStatistics,
-    are_several,
+    in_process_group,
     mean_over_processes,
-    total_over_processes,
+    sum_without_gradient,
 )
 
 EXPONENT_LIMIT = 6.0
@@ -123,7 +123,7 @@ class OutputKernel(nn.Module, BatchStatistics):
         (N, C, ...) to the same, float32 for half precision inputs.
 
     Raises:
-        ValueError: unknown `scale`, a limit that is not above 0 and up to 80, or, on a call, fewer
+        ValueError: unknown `scale`, a limit that is not above 0 and up to 30, or, on a call, fewer
             than two dimensions.
     """
 
@@ -198,8 +198,8 @@ class OutputKernel(nn.Module, BatchStatistics):
         total = torch.stack([values.abs().mean(), values.new_ones(())]) * values.numel()
         if values.numel() == 0:
             total = values.new_zeros(2)
-        if self.training and are_several():
-            total = total_over_processes(total)
+        if self.training and in_process_group():
+            total = sum_without_gradient(total)
         return total[0] / total[1].clamp(min=1)
 
     def _batch_sigma(self, spread: Tensor) -> Tensor:
@@ -235,10 +235,10 @@ class GaussianKernel(OutputKernel):
     """Kernel of a convolution, `g = exp(<x, w> / (2 sigma_c^2))`; see `OutputKernel`."""
 
 
-def check_limit(limit: float) -> None:
-    """Raise ValueError unless exponents can be clamped to `[-limit, limit]`."""
+def check_limit(limit: float, name: str = "limit") -> None:
+    """Raise ValueError, with the name of the argument, unless exponents can be clamped to it."""
     if not 0 < limit <= MAX_LIMIT:
-        raise ValueError(f"exponent_limit must be above 0, up to {MAX_LIMIT:.0f}, got {limit}")
+        raise ValueError(f"{name} must be above 0, up to {MAX_LIMIT:.0f}, got {limit}")
 
 
 def kernel_for(

@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from torchadder.ops import pkkd
-from torchadder.processes import total_over_processes
+from torchadder.processes import sum_without_gradient
 
 
 class Moments(NamedTuple):
@@ -126,7 +126,7 @@ class _KernelCovariances(torch.autograd.Function):
         )
         if over_processes:
             # One message: both have rows of the length of a channel.
-            joined = total_over_processes(torch.cat([sums, products.flatten(0, 1)]))
+            joined = sum_without_gradient(torch.cat([sums, products.flatten(0, 1)]))
             sums, products = joined[:2], joined[2:].view_as(products)
         means = sums / count
         mean_k, mean_l = means.unbind()
@@ -163,7 +163,7 @@ class _KernelCovariances(torch.autograd.Function):
         student, teacher = _as_matrices(student_output, teacher_output)
         count = ctx.count
         grads = torch.stack(grad_outputs)
-        grad_kk, grad_ll, grad_kl = total_over_processes(grads) if ctx.over_processes else grads
+        grad_kk, grad_ll, grad_kl = sum_without_gradient(grads) if ctx.over_processes else grads
         own_k, own_l = ((grad + grad.mT) / count for grad in (grad_kk, grad_ll))
         cross = grad_kl / count
         matrix = torch.cat([torch.cat([own_k, cross], 1), torch.cat([cross.mT, own_l], 1)])
@@ -241,5 +241,5 @@ def _centre(output: Tensor) -> Tensor:
 def _over_processes(count: int, *means: Tensor) -> tuple[Tensor, ...]:
     """The number of values of a channel in all processes, and their means."""
     weighted = torch.stack([*means, torch.ones_like(means[0])]).double() * count
-    *totals, number = total_over_processes(weighted)
+    *totals, number = sum_without_gradient(weighted)
     return number[0, 0], *((total / number).to(means[0].dtype) for total in totals)

@@ -115,7 +115,7 @@ class PKKD(Distiller):
     ) -> None:
         check_weights(alpha=alpha, beta=beta)
         check_temperature(temperature)
-        check_limit(exponent_limit)
+        check_limit(exponent_limit, "exponent_limit")
         kind = {True: "paper", False: "none"}.get(kernel, kernel)  # type: ignore[call-overload]
         if kind not in KERNELS:
             raise ValueError(f"kernel must be one of {', '.join(KERNELS)}, got {kernel!r}")

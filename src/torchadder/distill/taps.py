@@ -59,7 +59,10 @@ def find_taps(student: nn.Module, teacher: nn.Module) -> tuple[str, ...]:
 
 
 def shared_layers(student: nn.Module, teacher: nn.Module) -> tuple[str, ...]:
-    """Return the names that `find_taps` finds, whatever the widths; empty if there are none."""
+    """Return the names that `find_taps` would find in the layers that both nets have; any widths.
+
+    Empty if there are none. Layers that only one of the nets has do not matter.
+    """
     try:
         return tuple(_find_layers(student, teacher))
     except ValueError:
@@ -73,7 +76,7 @@ def check_taps(student: nn.Module, teacher: nn.Module, names: Sequence[str]) -> 
         student: the net that learns.
         teacher: the net it learns from.
         names: names as in `named_modules()`, or shell patterns such as "layer2.*.conv1", which
-            stand for the layers that `find_taps` finds; what `torch.compile` adds to names may be
+            stand for layers of `shared_layers`; what `torch.compile` adds to names may be
             left out.
 
     Raises:
@@ -98,7 +101,7 @@ def check_taps(student: nn.Module, teacher: nn.Module, names: Sequence[str]) -> 
 def find_stages(student: nn.Module, teacher: nn.Module) -> tuple[str, ...]:
     """Return the names of the parts whose activations are worth comparing, in the student's order.
 
-    These are the direct children of the net that hold layers of `find_taps`, such as the stages
+    These are the direct children of the net that hold layers of `shared_layers`, such as the stages
     `layer1` ... of a ResNet, and behind a direct child that is such a layer the first normalisation
     that follows it. (Our reading: the papers tap the ends of groups of blocks.)
 

@@ -30,7 +30,7 @@ class Distillation(Classification):
     `teacher_`, the parts of the student's loss as `train_<part>`, the strength of its terms as
     `distill_strength`, the kernel scales, and after each epoch how alike the two nets represent
     validation images: `alignment/<layer>`, the `linear_cka` of the tapped layers (or, for a method
-    without taps, of those that `find_taps` would find).
+    without taps, of `shared_layers`).
 
     Args:
         distiller: The loss, which holds both nets.

@@ -11,7 +11,7 @@ import yaml
 import torchadder
 from torchadder.checkpoint import CheckpointError
 from torchadder.data import ImageData
-from torchadder.distill import PKKD
+from torchadder.distill import PKKD, shared_layers
 from torchadder.tasks import Distillation
 from torchadder.training.assembly import build_task, open_images, without_initial_weights
 from torchadder.training.checkpoint_io import read_state
@@ -27,7 +27,8 @@ def open_pair(
     """Both nets of a run, in evaluation mode on the CPU, with PKKD's kernels between them.
 
     A run of PKKD comes with the scales and maps it has learned. For any other pair the kernels are
-    new: their scale is that of the images at hand, their maps are what training starts from.
+    new: their scale is that of the images at hand, their maps are what training starts from; layers
+    of the same name are compared, also where one net has more of them.
 
     Args:
         folder: Run folder of the student.
@@ -48,7 +49,7 @@ def open_pair(
     if teacher is not None:
         _config(Path(teacher))
         nets = [_weights(Path(run), which) for run in (path, teacher)]
-        return PKKD(*nets).eval(), data
+        return _compared(*nets), data
     checkpoint = path / "checkpoints" / f"{which}.ckpt"
     task = build_task(without_initial_weights(recipe), data)
     if not isinstance(task, Distillation) or task.distiller.teacher is None:
@@ -65,7 +66,12 @@ def open_pair(
     if isinstance(distiller, PKKD) and distiller.taps:
         return distiller, data
     assert distiller.teacher is not None
-    return PKKD(distiller.student, distiller.teacher).eval(), data
+    return _compared(distiller.student, distiller.teacher), data
+
+
+def _compared(student: torch.nn.Module, teacher: torch.nn.Module) -> PKKD:
+    """Two nets with new kernels between the layers that both have."""
+    return PKKD(student, teacher, taps=shared_layers(student, teacher) or None).eval()
 
 
 def some_images(data: ImageData, count: int) -> torch.Tensor:

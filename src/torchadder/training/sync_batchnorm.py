@@ -16,7 +16,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from torchadder.processes import (
     BatchStatistics,
-    are_several,
+    in_process_group,
     mean_over_processes,
     sum_over_processes,
 )
@@ -44,7 +44,7 @@ class AllReduceBatchNorm(_BatchNorm):
     def forward(self, input: Tensor) -> Tensor:
         """Normalise, see the class."""
         uses_batch = self.training or self.running_mean is None
-        if not (uses_batch and are_several()):
+        if not (uses_batch and in_process_group()):
             return super().forward(input)
         self._check_input_dim(input)
         values = input.to(torch.promote_types(input.dtype, torch.float32))

@@ -16,8 +16,9 @@ from torchadder.ops.declaration import register
 from torchadder.ops.pkkd import cpu, reference
 from torchadder.ops.pkkd.sides import Sides
 
-MAX_LIMIT = 80.0
-"""Of exponents, so that kernel values are ordinary numbers."""
+MAX_LIMIT = 30.0
+"""Of exponents, so that the squares of a chunk's kernel values have a sum in float32: there are up
+to e^17.4 of them (`reference.CHUNK_ELEMENTS`), and float32 ends at e^88.7."""
 
 MAX_CHANNELS = 128
 """Wider layers gain less (results/bench_pkkd.json), and their partial sums take 50 MB and more."""

@@ -74,6 +74,8 @@ def check_distill(distill: DistillConfig, epochs: int) -> None:
     Raises:
         RecipeError: Naming the key.
     """
+    from torchadder.ops.pkkd import MAX_LIMIT
+
     for key in ("alpha", "beta"):
         weight = getattr(distill, key)
         is_weight = weight is None or 0 <= weight < float("inf")
@@ -82,8 +84,9 @@ def check_distill(distill: DistillConfig, epochs: int) -> None:
     is_positive = temperature is None or temperature > 0
     require(is_positive, "distill.temperature", temperature, "> 0")
     limit = distill.exponent_limit
-    is_limit = limit is None or 0 < limit <= 80
-    require(is_limit, "distill.exponent_limit", limit, "a number above 0, up to 80")
+    is_limit = limit is None or 0 < limit <= MAX_LIMIT
+    wanted = f"a number above 0, up to {MAX_LIMIT:.0f}"
+    require(is_limit, "distill.exponent_limit", limit, wanted)
     fits = cycles is None or 2 <= cycles <= epochs
     require(fits, "distill.cycles", cycles, f"2 .. epochs = {epochs}")
     length = distill.ramp_epochs

@@ -134,7 +134,7 @@ class DistillConfig:
         kernel: PKKD's kernels: "paper" or true (Laplacian for adder layers, Gaussian for
             convolutions), "gaussian", "laplacian" (the same one on both sides), "none" or false.
         scale: How PKKD's kernels find their initial scale: "deviation", "magnitude" or "batch".
-        exponent_limit: Bound of the exponents of PKKD's kernels, above 0 and up to 80.
+        exponent_limit: Bound of the exponents of PKKD's kernels, above 0 and up to 30.
         learned_scales: Sides whose kernels learn their scales: "both", "student" or "none".
         linear_map: Align the two sides by a trained 1x1 convolution.
         progressive: Train the teacher in the same steps; false keeps it fixed.
