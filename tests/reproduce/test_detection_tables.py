@@ -69,7 +69,7 @@ def test_names_of_rows_stand_on_a_narrow_terminal(tmp_path, capsys, monkeypatch)
     plan = make_plan(TABLES["neudet"], tmp_path, budgets=[1], num_seeds=2, rows=rows)
     for job, ap in zip(plan.jobs, [0.2, 0.3, 0.6, 0.1], strict=True):
         write(job, [ap])
-    report(plan, collect(plan.table, plan.jobs))
+    report(plan.output, collect(plan.table, plan.jobs))
     shown = capsys.readouterr().out
     (line,) = [line.split("  ") for line in shown.splitlines() if "Adder FCOS, B+N, FPN" in line]
     cells = [cell.strip() for cell in line if cell.strip()]

@@ -19,10 +19,10 @@ from torchadder.wording import counted
 if TYPE_CHECKING:
     from jsonargparse import ArgumentParser
 
-    from torchadder.reproduce import Plan
+    from torchadder.reproduce import Plan, Table
     from torchadder.reproduce.results import Results
 
-OPTIONS = ("table", "budget", "seeds", "rows", "output")
+OPTIONS = ("table", "budget", "seeds", "rows", "output", "join")
 _FLAGS = ("-h", "--help", "--list", "--dry-run")
 
 _ROW_WIDTH = 20
@@ -34,6 +34,7 @@ def add_arguments(parser: ArgumentParser) -> None:
     parser.usage = (
         "torchadder reproduce TABLE [--budget EPOCHS] [--seeds N] [--rows ROWS] [--output DIR]\n"
         "                            [--data.source SOURCE] [--KEY VALUE ...] [--dry-run]\n"
+        "       torchadder reproduce TABLE --join DIR,DIR,... --output DIR\n"
         "       torchadder reproduce detection-energy [--output DIR]\n"
         "       torchadder reproduce --list"
     )
@@ -67,6 +68,11 @@ def add_arguments(parser: ArgumentParser) -> None:
     )
     parser.add_argument(
         "--output", type=str | None, help="Folder of the table (default: runs/reproduce-TABLE)."
+    )
+    parser.add_argument(
+        "--join",
+        type=str | None,
+        help="Train nothing: write one table of those in these folders, with commas.",
     )
     parser.add_argument(
         "--dry-run",
@@ -120,6 +126,8 @@ def run(args: Any) -> int | None:
         return None
     if args.table in COUNTED:
         return count_table(args)
+    if args.join is not None:
+        return join_tables(args)
     plan = plan_of(args)
     if args.dry_run:
         show(plan)
@@ -135,7 +143,7 @@ def run(args: Any) -> int | None:
         )
     print(f"{plan.table.title}, to {plan.output}: {estimate(plan, measurements(plan))}", flush=True)
     results = reproduce(plan, say=functools.partial(print, flush=True))
-    return report(plan, results)
+    return report(plan.output, results)
 
 
 def count_table(args: Any) -> None:
@@ -144,14 +152,9 @@ def count_table(args: Any) -> None:
     Raises:
         UserError: If an option of trainings is given.
     """
-    given = {
-        "budget": args.budget is not None,
-        "seeds": args.seeds != 1,
-        "rows": args.rows is not None,
-        "dry-run": args.dry_run,
-        **dict.fromkeys(args.overrides, True),
-    }
-    unused = [f"--{name}" for name, is_given in given.items() if is_given]
+    unused = _training_options(args)
+    if args.join is not None:
+        unused.append("--join")
     if unused:
         raise UserError(
             f"{args.table} is counted, not trained: {', '.join(unused)} has no meaning there, only "
@@ -164,18 +167,56 @@ def count_table(args: Any) -> None:
     print(f"\ntable: {folder / 'table.md'}")
 
 
+def join_tables(args: Any) -> int:
+    """Writes one table of several folders and prints it.
+
+    Raises:
+        UserError: If an option is missing, wrong, or one of trainings.
+    """
+    table = _table(args.table)
+    unused = _training_options(args)
+    if unused:
+        raise UserError(f"--join trains nothing: {', '.join(unused)} has no meaning there")
+    if args.output is None:
+        raise UserError("--join wants --output, a folder for the joined table")
+    folders = [Path(word) for word in args.join.split(",") if word]
+    if len(folders) < 2:
+        raise UserError(f"--join = {args.join!r}: folders of at least two tables are wanted")
+    from torchadder.reproduce.join import join
+
+    return report(Path(args.output), join(table, folders, Path(args.output)))
+
+
+def _training_options(args: Any) -> list[str]:
+    """The options in use that only a training has."""
+    given = {
+        "budget": args.budget is not None,
+        "seeds": args.seeds != 1,
+        "rows": args.rows is not None,
+        "dry-run": args.dry_run,
+        **dict.fromkeys(args.overrides, True),
+    }
+    return [f"--{name}" for name, is_given in given.items() if is_given]
+
+
+def _table(name: str | None) -> Table:
+    """The table of a name."""
+    if name is None:
+        raise UserError(f"no table given; one of {', '.join([*TABLES, *COUNTED])} is wanted")
+    if name not in TABLES:
+        known = [*TABLES, *COUNTED]
+        hint = nearest(name, known) or f"; known are {', '.join(known)}"
+        raise UserError(f"unknown table {name!r}{hint}")
+    return TABLES[name]
+
+
 def plan_of(args: Any) -> Plan:
     """The plan that the options ask for.
 
     Raises:
         UserError: If an option is missing or wrong.
     """
-    if args.table is None:
-        raise UserError(f"no table given; one of {', '.join([*TABLES, *COUNTED])} is wanted")
-    if args.table not in TABLES:
-        known = [*TABLES, *COUNTED]
-        hint = nearest(args.table, known) or f"; known are {', '.join(known)}"
-        raise UserError(f"unknown table {args.table!r}{hint}")
+    table = _table(args.table)
     budgets = None
     if args.budget is not None:
         try:
@@ -186,7 +227,7 @@ def plan_of(args: Any) -> Plan:
             ) from None
     output = args.output if args.output is not None else f"runs/reproduce-{args.table}"
     return make_plan(
-        TABLES[args.table],
+        table,
         Path(output),
         budgets=budgets,
         num_seeds=args.seeds,
@@ -228,8 +269,8 @@ def show(plan: Plan) -> None:
     print(f"\n{estimate(plan, measured)}")
 
 
-def report(plan: Plan, results: Results) -> int:
-    """Prints the table; the exit code is 1 if a row failed."""
+def report(output: Path, results: Results) -> int:
+    """Prints the table of a folder; the exit code is 1 if a row failed."""
     from rich import box
     from rich.console import Console
     from rich.table import Table
@@ -238,11 +279,13 @@ def report(plan: Plan, results: Results) -> int:
 
     console = Console()
     for epochs in results.budgets:
-        shown = Table(box=box.SIMPLE_HEAD, title=f"{plan.table.title}, {counted(epochs, 'epoch')}")
+        shown = Table(
+            box=box.SIMPLE_HEAD, title=f"{results.table.title}, {counted(epochs, 'epoch')}"
+        )
         shown.add_column("row", min_width=_ROW_WIDTH)
         lines = results.at(epochs)
-        second = plan.table.second
-        names = [plan.table.figure.name, *([second.name] if second else [])]
+        second = results.table.second
+        names = [results.table.figure.name, *([second.name] if second else [])]
         with_printed = any(line.row.printed is not None for line in lines)
         names += ["printed", "difference"] if with_printed else []
         for name in (*names, "gain", "seeds"):
@@ -257,7 +300,7 @@ def report(plan: Plan, results: Results) -> int:
                 f"{line.num_finished}/{len(line.runs)}",
             )
         console.print(shown)
-    print(f"table: {plan.output / 'table.md'}")
+    print(f"table: {output / 'table.md'}")
     failed = [run for run in results.runs if run.stage == "failed"]
     if failed:
         print(f"{len(failed)} of {counted(len(results.runs), 'training')} failed:")

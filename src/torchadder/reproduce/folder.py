@@ -49,6 +49,15 @@ def read_settings(folder: Path) -> Settings | None:
     path = folder / SETTINGS
     if not path.is_file() or not (folder / "runs").is_dir():
         return None
+    return parse_settings(path)
+
+
+def parse_settings(path: Path) -> Settings:
+    """The settings that a file holds.
+
+    Raises:
+        ReproduceError: If the file is damaged.
+    """
     try:
         return Settings(**json.loads(path.read_text(encoding="utf-8")))
     except (ValueError, TypeError) as error:

@@ -196,11 +196,14 @@ class Results:
         table: The table.
         lines: One for each row and budget, budgets ascending.
         overrides: Values that all rows share beside their recipes.
+        joined: Folders that it was joined from, see `torchadder.reproduce.join`; empty for the
+            table of a folder.
     """
 
     table: Table
     lines: tuple[Line, ...]
     overrides: dict[str, Any] = field(default_factory=dict)
+    joined: tuple[str, ...] = ()
 
     @property
     def budgets(self) -> list[int]:
@@ -238,22 +241,44 @@ def collect(
         overrides: Values that all rows share beside their recipes.
     """
     failures = failures or {}
+    runs = [read_run(job, failures.get(job.folder, ""), table.figure, table.second) for job in jobs]
+    recipes = dict.fromkeys(job.row.recipe for job in jobs)
+    arithmetic = {
+        recipe: count_arithmetic([run for run in runs if run.job.row.recipe == recipe])
+        for recipe in recipes
+    }
+    return assemble(table, runs, arithmetic, overrides or {})
+
+
+def assemble(
+    table: Table,
+    runs: Sequence[Run],
+    arithmetic: Mapping[str, Arithmetic | None],
+    overrides: Mapping[str, Any],
+    joined: tuple[str, ...] = (),
+) -> Results:
+    """Makes the lines of a table of its runs.
+
+    Args:
+        table: The table.
+        runs: Its trainings; those of a row and budget in the order of their seeds.
+        arithmetic: Operations and energy by recipe, as far as they are known.
+        overrides: Values that all rows share beside their recipes.
+        joined: See `Results`.
+    """
     found: dict[tuple[int, str], list[Run]] = {}
-    for job in jobs:
-        run = read_run(job, failures.get(job.folder, ""), table.figure, table.second)
-        found.setdefault((job.epochs, job.row.recipe), []).append(run)
+    for run in runs:
+        found.setdefault((run.job.epochs, run.job.row.recipe), []).append(run)
     lines = []
-    counted: dict[str, Arithmetic | None] = {}
     for epochs in sorted({epochs for epochs, _ in found}):
         for row in table.rows:
-            runs = found.get((epochs, row.recipe))
-            if runs is None:
+            of_row = found.get((epochs, row.recipe))
+            if of_row is None:
                 continue
             baseline = found.get((epochs, row.baseline), []) if row.baseline else []
-            if counted.get(row.recipe) is None:
-                counted[row.recipe] = count_arithmetic(runs)
-            lines.append(Line(row, epochs, tuple(runs), gain(runs, baseline), counted[row.recipe]))
-    return Results(table, tuple(lines), dict(overrides or {}))
+            sums = arithmetic.get(row.recipe)
+            lines.append(Line(row, epochs, tuple(of_row), gain(of_row, baseline), sums))
+    return Results(table, tuple(lines), dict(overrides), joined)
 
 
 def gain(runs: Sequence[Run], baseline: Sequence[Run]) -> Spread | None:

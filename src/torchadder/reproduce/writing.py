@@ -151,10 +151,18 @@ def _origin(results: Results, origin: dict[str, Any]) -> str:
         _machine(run.summary["hardware"]) for run in results.runs if "hardware" in run.summary
     )
     seconds = sum(run.epochs * (run.seconds or 0) for run in results.runs)
-    versions = ", ".join(f"{name} {version}" for name, version in origin["versions"].items())
-    lines = [
-        f"* `{origin['command']}`, {origin['date']}",
-        f"* {versions}",
+    lines = [f"* `{origin['command']}`, {origin['date']}"]
+    if results.joined:
+        sources = ", ".join(f"`{folder}`" for folder in results.joined)
+        found = [run.summary["versions"] for run in results.runs if "versions" in run.summary]
+        versions = dict.fromkeys(
+            f"{name} {known[name]}" for name in ("torchadder", "torch") for known in found
+        )
+        lines.append(f"* joined from {sources}, whose runs were made by {', '.join(versions)}")
+    else:
+        versions = [f"{name} {version}" for name, version in origin["versions"].items()]
+        lines.append(f"* {', '.join(versions)}")
+    lines += [
         f"* trained on {'; '.join(machines) or 'nothing yet'}; {duration(seconds)} in all",
     ]
     printed = dict.fromkeys(line.row.printed.source for line in results.lines if line.row.printed)
@@ -167,7 +175,8 @@ def _machine(hardware: dict[str, Any]) -> str:
     if device.startswith("cuda"):
         return f"{hardware.get('num_devices', 1)} x {hardware.get('gpu')}"
     threads = counted(int(hardware.get("torch_threads", 1)), "thread")
-    return f"{hardware.get('cpu')} ({hardware.get('instruction_set')}, {threads})"
+    instructions = hardware.get("instruction_set")
+    return f"{hardware.get('cpu')} ({f'{instructions}, ' if instructions else ''}{threads})"
 
 
 def _line_values(results: Results, line: Line) -> dict[str, Any]:
