@@ -118,9 +118,9 @@ class _KernelCovariances(torch.autograd.Function):
     ) -> tuple[Tensor, Tensor, Tensor]:
         student, teacher = _as_matrices(student_output, teacher_output)
         count: int | Tensor = student_output.numel() // student.shape[1]
-        centres = [_centre(student), _centre(teacher)]
+        centres = _centre(student), _centre(teacher)
         if over_processes:
-            count, *centres = _over_processes(count, *centres)
+            count, centres = _over_processes(count, *centres)
         sums, products = pkkd.sums(
             pkkd.Sides(student, teacher, *centres, student_rate, teacher_rate, limit)
         )
@@ -238,8 +238,12 @@ def _centre(output: Tensor) -> Tensor:
     return output.mean((0, 2), dtype=dtype).unsqueeze(1)
 
 
-def _over_processes(count: int, *means: Tensor) -> tuple[Tensor, ...]:
-    """The number of values of a channel in all processes, and their means."""
-    weighted = torch.stack([*means, torch.ones_like(means[0])]).double() * count
-    *totals, number = sum_without_gradient(weighted)
-    return number[0, 0], *((total / number).to(means[0].dtype) for total in totals)
+def _over_processes(
+    count: int, student_centre: Tensor, teacher_centre: Tensor
+) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+    """The number of values of a channel in all processes, and their means on both sides."""
+    ones = torch.ones_like(student_centre)
+    weighted = torch.stack([student_centre, teacher_centre, ones]).double() * count
+    of_student, of_teacher, number = sum_without_gradient(weighted)
+    dtype = student_centre.dtype
+    return number[0, 0], ((of_student / number).to(dtype), (of_teacher / number).to(dtype))
