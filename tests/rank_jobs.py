@@ -74,9 +74,15 @@ def small_recipe(data, row="adder", **overrides):
     return recipes.load(f"mnist_lenet5bn_{row}", small | overrides)
 
 
-def train(data, output, row="adder", *, norm="batch", idle=False, at=(), **overrides):
-    """Trains a small recipe; returns the history, a digest of the task's state and sigmas."""
+def train(
+    data, output, row="adder", *, norm="batch", idle=False, at=(), compiler=None, **overrides
+):
+    """Trains a small recipe; returns the history, a digest of the task's state and sigmas.
+
+    A `compiler` is a backend of `torch.compile`; how many calls it served is told, too.
+    """
     _quiet(data)
+    num_compiled = _count_compiled_calls(compiler)
     if idle:
         _add_an_idle_parameter()
     tasks = []
@@ -85,7 +91,26 @@ def train(data, output, row="adder", *, norm="batch", idle=False, at=(), **overr
     callbacks = [At(ACTIONS[action], *moment) for action, *moment in at]
     recipe = small_recipe(data, row, **overrides)
     result = fit(recipe, output=output, callbacks=[*callbacks, _Keep(tasks)])
-    return _told(result, tasks[0])
+    return _told(result, tasks[0]) | {"num_compiled": len(num_compiled)}
+
+
+def _count_compiled_calls(backend):
+    """Lets `torch.compile` use a backend; returns a list that grows with each call."""
+    calls = []
+    compile_with_code = torch.compile
+
+    def compile_and_count(function, *, mode, **options):
+        compiled = compile_with_code(function, backend=backend, **options)
+
+        def call(*arguments):
+            calls.append(None)
+            return compiled(*arguments)
+
+        return call
+
+    if backend is not None:
+        torch.compile = compile_and_count
+    return calls
 
 
 def go_on(folder, data, place=None, *, norm="batch"):

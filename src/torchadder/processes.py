@@ -54,10 +54,7 @@ class _RowsOfProcesses(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, rows: Tensor) -> Tensor:
-        lengths = torch.zeros(dist.get_world_size(), dtype=torch.long, device=rows.device)
-        lengths[dist.get_rank()] = len(rows)
-        dist.all_reduce(lengths)
-        counts = lengths.tolist()
+        counts = _lengths(rows)
         start = sum(counts[: dist.get_rank()])
         ctx.own = slice(start, start + len(rows))
         # Shares may differ by an image, and what is gathered may not.
@@ -71,6 +68,16 @@ class _RowsOfProcesses(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, *gradients: Tensor) -> Tensor:
         return sum_without_gradient(gradients[0])[ctx.own]
+
+
+def _lengths(rows: Tensor) -> list[int]:
+    """The number of rows of each process; the same for all of them in a compiled step."""
+    if torch.compiler.is_compiling():
+        return [len(rows)] * dist.get_world_size()
+    lengths = torch.zeros(dist.get_world_size(), dtype=torch.long, device=rows.device)
+    lengths[dist.get_rank()] = len(rows)
+    dist.all_reduce(lengths)
+    return lengths.tolist()
 
 
 def sum_without_gradient(values: Tensor) -> Tensor:

@@ -81,6 +81,8 @@ def test_normalised_weights_in_two_processes(digits, tmp_path):
         {"distill.scale": "batch"},
         {"distill.scale": "magnitude", "distill.linear_map": False},
         {"distill.kernel": "none"},
+        {"distill.kernel": "laplacian"},
+        {"trainer.accumulate": 2},
         {"method": "kd"},
         {"method": "at"},
         {"method": "sp"},
@@ -99,6 +101,35 @@ def test_two_halves_of_a_distillation_make_a_whole(digits, tmp_path, options):
     assert both[0]["digest"] == both[1]["digest"]
     assert both[0]["sigmas"] == both[1]["sigmas"] == pytest.approx(alone[0]["sigmas"], rel=1e-9)
     assert_close(weights(both[0]["folder"]), weights(alone[0]["folder"]))
+
+
+@pytest.mark.parametrize(
+    ("method", "num_compiled"),
+    [
+        ("pkkd", 3),  # the first batch of a run gives the kernels their scale
+        pytest.param("sp", 4, marks=pytest.mark.slow),
+    ],
+)
+def test_compiled_halves_make_a_whole(digits, tmp_path, method, num_compiled):
+    """Batches of 18, two full ones an epoch, and 17: of these one process has 9 as ever, one 8."""
+    options = DOUBLE | {"method": method, "data.batch_size": 18, "epochs": 2}
+    options |= {"distill.progressive": True, "trainer.sync_batchnorm": True}
+    alone = ranks.run(rank_jobs.train, digits, tmp_path / "alone", "pkkd", **options)
+    options |= {"world_size": 2, "compiler": "eager", "trainer.compile": True}
+    both = ranks.run(rank_jobs.train, digits, tmp_path / "both", "pkkd", **options)
+    assert both[0]["digest"] == both[1]["digest"]
+    assert [one["num_compiled"] for one in both] == [num_compiled] * 2
+    assert_close(weights(both[0]["folder"]), weights(alone[0]["folder"]))
+
+
+def test_processes_look_at_their_own_shares_unless_they_are_synchronised(digits, tmp_path):
+    losses = []
+    for synchronised in (False, True):
+        options = DOUBLE | {"trainer.sync_batchnorm": synchronised, "epochs": 1}
+        folder = tmp_path / str(synchronised)
+        both = ranks.run(rank_jobs.train, digits, folder, "pkkd", world_size=2, **options)
+        losses.append(both[0]["history"][0]["train_mid"])
+    assert losses[0] != pytest.approx(losses[1], rel=1e-3)
 
 
 @pytest.mark.parametrize("world_size", [1, 2])
@@ -120,6 +151,7 @@ def test_accumulated_batches_make_a_whole(digits, tmp_path, world_size):
         {"distill.alpha": 0.0, "distill.kernel": "none"},
         {"distill.linear_map": False},
         {"distill.learned_scales": "none"},
+        {"trainer.sync_batchnorm": True, "trainer.precision": "bf16-mixed"},
     ],
     ids=lambda options: "-".join(str(value) for value in options.values()) or "plain",
 )

@@ -287,8 +287,26 @@ def test_a_compiled_step_computes_the_same(monkeypatch):
     assert got[0] == want[0]
     for value, expected in zip(got[1], want[1], strict=True):
         assert torch.equal(value, expected)
-    assert compiled == [{"mode": "max-autotune-no-cudagraphs", "dynamic": False}]
+    wanted = {"mode": "max-autotune-no-cudagraphs", "dynamic": False, "fullgraph": True}
+    assert compiled == [wanted]
     assert not any(module._forward_hooks for module in task.modules())
+
+
+class Asking(torch.nn.Module):
+    """A layer that looks at a value, which no graph can hold."""
+
+    def forward(self, x):
+        return -x if float(x.detach().sum()) == 1.0 else x
+
+
+def test_a_step_of_several_graphs_is_refused():
+    task = distillation()
+    task.model.student.relu = Asking()
+    step = FastStep(task, compile=True)
+    step(*batch())  # as it is: the scales of the kernels are not known
+    with pytest.raises(RecipeError, match=r"trainer.compile = True: .* one graph \(.+\); false"):
+        step(*batch())
+    step.close()
 
 
 @pytest.mark.parametrize("method", ["adder", "pkkd"])

@@ -9,7 +9,7 @@ Lightning runs them: they are a few kernels for all layers together.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Iterator
 from typing import Any
 
 import torch
@@ -24,8 +24,10 @@ LossAndSums = Callable[[Tensor, Tensor], tuple[Tensor, dict[str, Tensor]]]
 class FastStep:
     """Computes the `loss_and_sums` of a task, which has it as its `fast_step`.
 
-    * Compiled is the function for batches of the first size; the smaller last batch of an epoch
-      runs as it is, since compiling for it would take longer than it is worth.
+    * Compiled, as one graph, is the function for batches of the first size; the smaller last batch
+      of an epoch runs as it is, since compiling for it would take longer than it is worth. Where
+      several processes share a batch the last one does so in any case: their shares may differ in
+      size, and all of them must exchange the same things in the same order.
     * Recorded are loss and gradients for every size of batch. Recording runs the step a few times,
       which changes nothing: the buffers of the net are put back. What is returned, and the
       gradients of the parameters, lie in memory that the next step writes over.
@@ -37,14 +39,24 @@ class FastStep:
         task: The task.
         compile: False, True, or a mode of `torch.compile`.
         cuda_graph: Record the step of tensors on a CUDA device.
+        is_shared: Whether several processes share a batch.
+
+    Raises:
+        RecipeError: By a call, if the step cannot be compiled as one graph, or not be recorded.
     """
 
     def __init__(
-        self, task: TrainingTask, *, compile: bool | str = False, cuda_graph: bool = False
+        self,
+        task: TrainingTask,
+        *,
+        compile: bool | str = False,
+        cuda_graph: bool = False,
+        is_shared: bool = False,
     ) -> None:
         self.task = task
         self.compile = compile
         self.cuda_graph = cuda_graph
+        self.is_shared = is_shared
         self._held = contextlib.ExitStack()
         self._compiled: LossAndSums | None = None
         self._compiled_for: torch.Size | None = None
@@ -57,13 +69,16 @@ class FastStep:
         if key is None:
             return self.task.loss_and_sums(images, labels)
         if not self._is_recorded(images):
-            return self._function_for(images.shape)(images, labels)
+            with self._explained():
+                return self._function_for(images.shape)(images, labels)
         if key != self._key:
             self._recorded.clear()
             self._key = key
         recorded = self._recorded.get(images.shape)
         if recorded is None:
-            recorded = record(self._function_for(images.shape), self.task.model, images, labels)
+            with self._explained():
+                function = self._function_for(images.shape)
+                recorded = record(function, self.task.model, images, labels)
             self._recorded[images.shape] = recorded
         return recorded(images, labels)
 
@@ -79,14 +94,28 @@ class FastStep:
         return self.cuda_graph and images.device.type == "cuda"
 
     def _function_for(self, shape: torch.Size) -> LossAndSums:
-        if self.compile is False:
+        if self.compile is False or (self.is_shared and self.task.trainer.is_last_batch):
             return self.task.loss_and_sums
         if self._compiled is None:
             self._held.enter_context(self.task.hold())
             mode = None if self.compile is True else self.compile
-            self._compiled = torch.compile(self.task.loss_and_sums, mode=mode, dynamic=False)
+            # In pieces, the taps of the teacher were lost between one piece and the next.
+            self._compiled = torch.compile(
+                self.task.loss_and_sums, mode=mode, dynamic=False, fullgraph=True
+            )
             self._compiled_for = shape
         return self._compiled if shape == self._compiled_for else self.task.loss_and_sums
+
+    @contextlib.contextmanager
+    def _explained(self) -> Iterator[None]:
+        """Says of an error of the compiler which setting asked for it."""
+        try:
+            yield
+        except torch._dynamo.exc.TorchDynamoException as error:
+            raise RecipeError(
+                f"trainer.compile = {self.compile}: the training step cannot be compiled as one "
+                f"graph ({str(error).strip().splitlines()[0]}); false runs it as it is"
+            ) from error
 
 
 class _Step(nn.Module):
@@ -129,6 +158,8 @@ def record(function: LossAndSums, model: nn.Module, images: Tensor, labels: Tens
             # The thread that decodes images or pins memory may go on meanwhile.
             capture_error_mode="thread_local",
         )
+    except torch._dynamo.exc.TorchDynamoException:
+        raise  # of the compiler, a RuntimeError, too
     except RuntimeError as error:
         raise RecipeError(
             "trainer.cuda_graph = True: the training step cannot be recorded as a CUDA graph "

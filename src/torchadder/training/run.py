@@ -347,7 +347,12 @@ def _fast_step(recipe: Recipe, trainer: lightning.Trainer, task: TrainingTask) -
             f"trainer.cuda_graph = True: one process is wanted, not {trainer.world_size}; a "
             "recorded step cannot exchange gradients"
         )
-    return FastStep(task, compile=options.compile, cuda_graph=options.cuda_graph)
+    return FastStep(
+        task,
+        compile=options.compile,
+        cuda_graph=options.cuda_graph,
+        is_shared=trainer.world_size > 1,
+    )
 
 
 def _batch_weight(trainer: lightning.Trainer, plan: BatchPlan) -> Callable[[int], float] | None:

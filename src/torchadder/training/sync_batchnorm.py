@@ -10,6 +10,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from lightning.pytorch.plugins.layer_sync import LayerSync
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
@@ -50,9 +51,9 @@ class AllReduceBatchNorm(_BatchNorm):
         values = input.to(torch.promote_types(input.dtype, torch.float32))
         over_samples = [0, *range(2, input.dim())]
         per_channel = [1, -1] + [1] * (input.dim() - 2)
+        if values.numel() <= values.shape[1] and dist.get_world_size() == 1:
+            raise ValueError("batch norm wants more than 1 value per channel")
         mean, count = mean_over_processes(values)
-        if count <= 1:
-            raise ValueError(f"batch norm wants more than 1 value per channel, got {int(count)}")
         centred = values - mean.view(per_channel)
         variance = sum_over_processes(centred.square().sum(over_samples)) / count
         output = centred * torch.rsqrt(variance + self.eps).view(per_channel)
