@@ -10,7 +10,8 @@ import pytest
 import torch
 import yaml
 
-from torchadder import recipes
+from torchadder import models, recipes
+from torchadder.distill import find_taps
 from torchadder.reproduce import TABLES
 from torchadder.training.assembly import build_task
 from torchadder.training.recipe import from_dict
@@ -146,6 +147,7 @@ def changes(name, base):
         ("limit12", {"exponent_limit"}),
         ("nomap", {"linear_map"}),
         ("nokd", {"alpha"}),
+        ("sum", {"beta"}),
         ("fixed", {"progressive", "teacher_checkpoint"}),
         ("fixed_nokernel", {"progressive", "teacher_checkpoint", "kernel"}),
         ("stageends", {"taps"}),
@@ -153,16 +155,28 @@ def changes(name, base):
         ("ramp", {"ramp", "ramp_epochs"}),
         ("rampteacher", {"ramp"}),
         *[(f"{key}{value}", {key}) for key in ("alpha", "beta") for value in (0.1, 0.5, "1", "10")],
+        *[(f"both{value}", {"alpha", "beta"}) for value in (0.1, 0.5, "1", "10")],
     ],
 )
 def test_an_ablation_changes_one_thing(switch, keys):
-    value = re.fullmatch(r"(alpha|beta|limit)([\d.]+)", switch)
-    is_weight = value is not None and value[1] != "limit"
-    for base in ("cifar10_resnet20_pkkd", *["cifar100_resnet20_pkkd"] * is_weight):
+    value = re.fullmatch(r"(alpha|beta|both|limit)([\d.]+)", switch)
+    bases = ["cifar10_resnet20_pkkd"]
+    bases += ["cifar100_resnet20_pkkd"] if value and value[1] != "limit" else []
+    bases += ["mnist_lenet5bn_pkkd"] if switch != "stageends" else []
+    for base in bases:
         assert changes(f"{base}_{switch}", base) == {f"distill.{key}" for key in keys}
-        if value:
-            (key,) = keys
+        for key in keys if value else ():
             assert getattr(load(f"{base}_{switch}").distill, key) == float(value[2])
+
+
+@pytest.mark.parametrize("base", ["cifar10_resnet20_pkkd", "mnist_lenet5bn_pkkd"])
+def test_the_sum_over_the_layers_is_their_mean_times_their_number(base):
+    recipe = load(base)
+    student, teacher = (
+        models.build(recipe.model.name, num_classes=10, conv=kind) for kind in ("adder", "conv")
+    )
+    number = len(find_taps(student, teacher))
+    assert load(f"{base}_sum").distill.beta == number * recipe.distill.beta
 
 
 def test_the_settings_of_the_papers():
