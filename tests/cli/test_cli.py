@@ -87,6 +87,21 @@ def test_list(capsys):
     assert [line.split()[0] for line in out.splitlines()] == recipes.names()
 
 
+def test_a_recipe_is_shown_as_a_file_that_does_the_same(capsys, tmp_path):
+    name = "cifar10_resnet20_pkkd"
+    assert cli.main(["train", name, "--epochs", "7", "--threads=1", "--show"]) == 0
+    out, _ = lines(capsys)
+    assert out.startswith("# ResNet-20 as an adder net, distilled")
+    assert "# Expected: 92.96 %." in out.splitlines()
+    assert "#" in out.splitlines()
+    path = tmp_path / f"{name}.yaml"
+    path.write_text(out)
+    assert recipes.load(str(path)) == recipes.load(name, {"epochs": 7, "trainer.threads": 1})
+    assert cli.main(["train", str(path), "--show"]) == 0
+    assert lines(capsys)[0] == out
+    assert "no recipe given" in fails(capsys, "train", "--show")
+
+
 def test_train_writes_a_run_with_the_overrides(run_folder):
     recipe = recipes.load(str(run_folder / "config.yaml"))
     assert (recipe.epochs, recipe.trainer.limit_train_batches) == (1, 2)

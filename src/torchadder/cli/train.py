@@ -29,7 +29,7 @@ SHORT = {
     "precision": "trainer.precision",
     "threads": "trainer.threads",
 }
-_FLAGS = ("-h", "--help", "--list")
+_FLAGS = ("-h", "--help", "--list", "--show")
 
 
 def add_arguments(parser: ArgumentParser) -> None:
@@ -37,6 +37,7 @@ def add_arguments(parser: ArgumentParser) -> None:
     parser.usage = (
         "torchadder train RECIPE [--KEY VALUE ...]\n"
         "       torchadder train --resume RUN_FOLDER [--devices N ...]\n"
+        "       torchadder train RECIPE [--KEY VALUE ...] --show\n"
         "       torchadder train --list"
     )
     short = ", ".join(f"--{name.replace('_', '-')}" for name in SHORT)
@@ -52,10 +53,16 @@ def add_arguments(parser: ArgumentParser) -> None:
     )
     parser.add_argument("--list", action="store_true", help="List the recipes and stop.")
     parser.add_argument(
+        "--show",
+        action="store_true",
+        help="Print the recipe with all its keys, under the comment at its head, and stop.",
+    )
+    parser.add_argument(
         "--output", type=str | None, help="Run folder, new or empty (default: runs/NAME-TIME)."
     )
     parser.add_argument("--resume", type=str | None, help="Run folder to continue.")
     parser.add_argument("--place", type=dict | None, help=SUPPRESS)
+    parser.add_argument("--origin", type=str | None, help=SUPPRESS)
     parser.add_argument("--recipe", action="config", help="The same as RECIPE.")
     parser.add_class_arguments(Recipe)
 
@@ -91,7 +98,8 @@ def rewrite(argv: list[str]) -> list[str]:
         return _place_apart(options)
     recipes.load(positional[0])  # its errors name the file and the nearest key; the parser's do not
     # The parser takes the merged values in place of a file: it knows nothing of a recipe's base.
-    return ["--recipe", json.dumps(recipes.read(positional[0])), *options]
+    values = json.dumps(recipes.read(positional[0]))
+    return ["--recipe", values, "--origin", positional[0], *options]
 
 
 def _place_apart(options: list[str]) -> list[str]:
@@ -130,7 +138,7 @@ def _yaml_value(option: str, text: str) -> Any:
 
 
 def run(args: Any) -> None:
-    """Trains, resumes, or lists the recipes."""
+    """Trains, resumes, or shows one recipe or the list of all."""
     if args.list:
         width = max(len(name) for name in recipes.names())
         for name in recipes.names():
@@ -148,6 +156,9 @@ def run(args: Any) -> None:
         recipe = from_dict(sections, "command line")
     else:
         raise UserError("no recipe given; torchadder train --list shows what there is")
+    if args.show:
+        _show(recipe, args.origin)
+        return
     if launch.is_launched():
         launch.hold_lifeline()
     elif launch.count_devices(recipe.trainer) > 1:
@@ -159,6 +170,13 @@ def run(args: Any) -> None:
         _report(resume(args.resume, place=args.place))
     else:
         _report(fit(recipe, output=args.output))
+
+
+def _show(recipe: Recipe, origin: str | None) -> None:
+    """Prints a recipe file: the head of `origin`, if there is one, and all keys."""
+    for line in recipes.header(origin).splitlines() if origin else ():
+        print(f"# {line}".rstrip())
+    print(yaml.safe_dump(recipe.to_dict(), sort_keys=False), end="")
 
 
 def _run_in_processes(num_processes: int) -> None:

@@ -123,9 +123,9 @@ def describe(name: str) -> str:
     return header(name).partition("\n")[0]
 
 
-def header(name: str) -> str:
-    """The comment at the head of a recipe in the package, without its `#`."""
-    lines = find(name).read_text(encoding="utf-8").splitlines()
+def header(name_or_path: str) -> str:
+    """The comment at the head of a recipe, without its `#`."""
+    lines = find(name_or_path).read_text(encoding="utf-8").splitlines()
     comment = itertools.takewhile(lambda line: line.startswith("#"), lines)
     return "\n".join(re.sub(r"^# ?", "", line) for line in comment)
 
