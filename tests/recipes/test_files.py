@@ -112,6 +112,8 @@ def test_a_printed_figure_is_the_one_of_the_table(row):
         assert not re.search(r"\d\d\.\d+ %", head["Expected"])
         return
     assert re.match(r"[\d.]+ %", head["Expected"])[0] == f"{row.printed} %"
+    top5 = re.search(r"([\d.]+) % top-5", head["Expected"])
+    assert (top5 and float(top5[1])) == row.printed.top5
     paper = row.printed.source.partition(",")[0]
     assert paper in head["Row"]
 
