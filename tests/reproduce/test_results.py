@@ -112,8 +112,8 @@ def test_top5_stands_in_the_table_of_imagenet(tmp_path):
     plan = make_plan(TABLES["imagenet"], tmp_path / "out", budgets=[1], rows=["resnet18_conv"])
     write_run(plan.jobs[0], [0.7])
     text = markdown(collect(plan.table, plan.jobs), ORIGIN)
-    assert "| row | accuracy | top-5 | printed |" in text
-    assert "70.00 | 99.90 | 69.8 | +0.20 |" in text
+    assert "| row | accuracy | top-5 | printed (top-5) |" in text
+    assert "70.00 | 99.90 | 69.8 (89.1) | +0.20 |" in text
 
 
 def texts(figure):

@@ -34,7 +34,7 @@ def add_arguments(parser: ArgumentParser) -> None:
     parser.usage = (
         "torchadder reproduce TABLE [--budget EPOCHS] [--seeds N] [--rows ROWS] [--output DIR]\n"
         "                            [--data.source SOURCE] [--KEY VALUE ...] [--dry-run]\n"
-        "       torchadder reproduce TABLE --join DIR,DIR,... --output DIR\n"
+        "       torchadder reproduce TABLE --join DIR,DIR,... [--rows ROWS] --output DIR\n"
         "       torchadder reproduce detection-energy [--output DIR]\n"
         "       torchadder reproduce --list"
     )
@@ -63,8 +63,8 @@ def add_arguments(parser: ArgumentParser) -> None:
     parser.add_argument(
         "--rows",
         type=str | None,
-        help="Rows to train, with commas; patterns such as 'resnet20_*' are allowed (default: "
-        "all). The teachers they need are trained, too.",
+        help="Rows to train or to join, with commas; patterns such as 'resnet20_*' are allowed "
+        "(default: all). The teachers they need come along.",
     )
     parser.add_argument(
         "--output", type=str | None, help="Folder of the table (default: runs/reproduce-TABLE)."
@@ -72,7 +72,9 @@ def add_arguments(parser: ArgumentParser) -> None:
     parser.add_argument(
         "--join",
         type=str | None,
-        help="Train nothing: write one table of those in these folders, with commas.",
+        help="Train nothing: write one table of those in these folders, with commas. Folders of "
+        "other tables bring the rows that this table has; where finished runs of two folders "
+        "differ, the folder named first counts.",
     )
     parser.add_argument(
         "--dry-run",
@@ -174,7 +176,7 @@ def join_tables(args: Any) -> int:
         UserError: If an option is missing, wrong, or one of trainings.
     """
     table = _table(args.table)
-    unused = _training_options(args)
+    unused = [name for name in _training_options(args) if name != "--rows"]
     if unused:
         raise UserError(f"--join trains nothing: {', '.join(unused)} has no meaning there")
     if args.output is None:
@@ -184,7 +186,8 @@ def join_tables(args: Any) -> int:
         raise UserError(f"--join = {args.join!r}: folders of at least two tables are wanted")
     from torchadder.reproduce.join import join
 
-    return report(Path(args.output), join(table, folders, Path(args.output)))
+    output = Path(args.output)
+    return report(output, join(table, folders, output, rows=_rows(args)))
 
 
 def _training_options(args: Any) -> list[str]:
@@ -197,6 +200,11 @@ def _training_options(args: Any) -> list[str]:
         **dict.fromkeys(args.overrides, True),
     }
     return [f"--{name}" for name, is_given in given.items() if is_given]
+
+
+def _rows(args: Any) -> list[str] | None:
+    """The patterns of `--rows`."""
+    return None if args.rows is None else args.rows.split(",")
 
 
 def _table(name: str | None) -> Table:
@@ -231,7 +239,7 @@ def plan_of(args: Any) -> Plan:
         Path(output),
         budgets=budgets,
         num_seeds=args.seeds,
-        rows=None if args.rows is None else args.rows.split(","),
+        rows=_rows(args),
         overrides=args.overrides,
     )
 
@@ -301,6 +309,12 @@ def report(output: Path, results: Results) -> int:
             )
         console.print(shown)
     print(f"table: {output / 'table.md'}")
+    for source in results.joined:
+        if source.left_out:
+            print(
+                f"left out of {source.folder}, because another folder with other figures is named "
+                f"before it: {'; '.join(source.left_out)}"
+            )
     failed = [run for run in results.runs if run.stage == "failed"]
     if failed:
         print(f"{len(failed)} of {counted(len(results.runs), 'training')} failed:")

@@ -1,9 +1,10 @@
 """Tables of the papers, trained again: `torchadder reproduce TABLE`.
 
 `tables` holds the rows and what the papers print, `plan` turns a table into trainings, `folder`
-knows how far each has come, `running` does what is left, `results` measures, `writing` and
-`drawing` make the CSV, Markdown and PNG files, `join` makes one table of several folders. How a net
-is trained is unknown here: each training is a recipe, run by `torchadder.training`.
+knows how far each has come, `running` does what is left, `results` measures, `sheets`, `writing`
+and `drawing` make the CSV, Markdown and PNG files, `join` makes one table of several folders, which
+`origins` has read and checked. How a net is trained is unknown here: each training is a recipe, run
+by `torchadder.training`.
 
 Names are imported on first use, so that a table can be listed without torch.
 """

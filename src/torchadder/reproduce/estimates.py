@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-import csv
+import contextlib
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from torchadder.report.page import duration
+from torchadder.reproduce import sheets
 from torchadder.reproduce.folder import read_summary, stage
-from torchadder.reproduce.plan import Job, Plan
+from torchadder.reproduce.plan import Job, Plan, ReproduceError
 from torchadder.wording import counted
 
 RESULTS = Path("results")
@@ -67,37 +68,73 @@ def estimate(plan: Plan, measured: dict[str, list[tuple[float, str]]]) -> Estima
 
 
 def measurements(plan: Plan, results: Path = RESULTS) -> dict[str, list[tuple[float, str]]]:
-    """Seconds per epoch and machine by recipe: of the plan's own finished runs, else of `results`.
+    """Seconds per epoch and machine by recipe.
+
+    Finished runs of the plan itself come first, then the tables of `results`, then its single runs.
+    Of those before the plan the ones with the nearest number of threads are taken. A run that
+    stands in several tables, as after a join, counts once.
 
     Args:
         plan: The plan.
-        results: Folder below which runs (`*/summary.json`) and tables (`*/runs.csv`) of earlier
-            measurements lie; need not exist.
+        results: Folder below which runs (`*/summary.json`) and tables (`*/runs.csv`, and one folder
+            deeper) of earlier measurements lie; need not exist.
     """
-    found: dict[str, list[tuple[float, str]]] = {}
-    for path in sorted(results.glob("*/runs.csv")):
-        with path.open(newline="", encoding="utf-8") as file:
-            for row in csv.DictReader(file):
-                if row["status"] == "finished":
-                    where = _machine(row["device"], row["threads"])
-                    found.setdefault(row["recipe"], []).append(
-                        (float(row["seconds_per_epoch"]), where)
+    import torch
+
+    wanted = plan.jobs[0].recipe.trainer.threads or torch.get_num_threads()
+    tables = _of_tables(sorted([*results.glob("*/runs.csv"), *results.glob("*/*/runs.csv")]))
+    singles = _of_runs(sorted(path.parent for path in results.glob("*/summary.json")))
+    earlier = {recipe: _nearest(found, wanted) for recipe, found in (singles | tables).items()}
+    return {
+        recipe: [(one.seconds, one.where) for one in found]
+        for recipe, found in (earlier | _of_runs([job.folder for job in plan.jobs])).items()
+    }
+
+
+@dataclass(frozen=True)
+class _Measurement:
+    """What an epoch took, and where."""
+
+    seconds: float
+    device: str
+    threads: int
+
+    @property
+    def where(self) -> str:
+        """The machine in words."""
+        return f"{self.device} ({counted(self.threads, 'thread')})"
+
+
+def _nearest(found: Sequence[_Measurement], threads: int) -> list[_Measurement]:
+    """Those with the number of threads that is nearest to the one wanted, the smaller of two."""
+    nearest = min({one.threads for one in found}, key=lambda n: (abs(n - threads), n))
+    return [one for one in found if one.threads == nearest]
+
+
+def _of_tables(paths: Sequence[Path]) -> dict[str, list[_Measurement]]:
+    found: dict[str, dict[tuple[str, ...], _Measurement]] = {}
+    for path in paths:
+        # A file of somebody else, or a damaged one, is no reason to train nothing.
+        with contextlib.suppress(ReproduceError):
+            for record in sheets.read(path):
+                if record.text("status") == "finished" and record.text("seconds_per_epoch"):
+                    run = tuple(record.text(name) for name in ("epochs", "seed", "date"))
+                    found.setdefault(record.text("recipe"), {})[run] = _Measurement(
+                        record.number("seconds_per_epoch") or 0.0,
+                        record.text("device"),
+                        record.count("threads"),
                     )
-    found |= _of_runs(sorted(path.parent for path in results.glob("*/summary.json")))
-    return found | _of_runs([job.folder for job in plan.jobs])
+    return {recipe: list(runs.values()) for recipe, runs in found.items()}
 
 
-def _of_runs(folders: Sequence[Path]) -> dict[str, list[tuple[float, str]]]:
-    found: dict[str, list[tuple[float, str]]] = {}
+def _of_runs(folders: Sequence[Path]) -> dict[str, list[_Measurement]]:
+    found: dict[str, list[_Measurement]] = {}
     for folder in folders:
         summary = read_summary(folder)
         seconds = summary.get("seconds_per_epoch")
         if summary.get("status") == "finished" and seconds is not None:
             hardware = summary["hardware"]
-            where = _machine(hardware.get("gpu") or hardware["cpu"], hardware["torch_threads"])
-            found.setdefault(summary["name"], []).append((float(seconds), where))
+            device = str(sheets.device_name(hardware))
+            measured = _Measurement(float(seconds), device, int(hardware["torch_threads"]))
+            found.setdefault(summary["name"], []).append(measured)
     return found
-
-
-def _machine(device: str, threads: str | int) -> str:
-    return f"{device} ({counted(int(threads), 'thread')})"

@@ -6,7 +6,7 @@ import contextlib
 import fcntl
 import json
 import shutil
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -17,6 +17,8 @@ from torchadder.training.folders import RUN_FILES
 from torchadder.training.recipe import RecipeError, read_recipe
 
 SETTINGS = "settings.json"
+
+_OWN_FILES = (".lock", SETTINGS, "runs")
 
 Stage = Literal["new", "begun", "interrupted", "finished"]
 
@@ -59,7 +61,10 @@ def parse_settings(path: Path) -> Settings:
         ReproduceError: If the file is damaged.
     """
     try:
-        return Settings(**json.loads(path.read_text(encoding="utf-8")))
+        settings = Settings(**json.loads(path.read_text(encoding="utf-8")))
+        if not isinstance(settings.overrides, dict):
+            raise TypeError("overrides are no mapping")
+        return settings
     except (ValueError, TypeError) as error:
         raise ReproduceError(f"{path}: damaged: {' '.join(str(error).split())}") from error
 
@@ -77,7 +82,7 @@ def settle(plan: Plan) -> Settings:
     found = read_settings(output)
     wanted = {key: value for key, value in plan.overrides.items() if key not in NEUTRAL}
     if found is None:
-        if output.exists() and (not output.is_dir() or _holds_strangers(output)):
+        if output.exists() and (not output.is_dir() or holds_strangers(output, _OWN_FILES)):
             raise ReproduceError(
                 f"output {str(output)!r} exists and holds no table; nothing in it is overwritten: "
                 "choose another folder"
@@ -85,13 +90,10 @@ def settle(plan: Plan) -> Settings:
         found = Settings(plan.table.name, wanted, [], [], [])
     if found.table != plan.table.name:
         raise _changed(output, f"the table is {found.table!r} there and {plan.table.name!r} now")
-    for key in sorted(found.overrides.keys() | wanted.keys()):
-        then, now = (
-            repr(values[key]) if key in values else "the recipe's own"
-            for values in (found.overrides, wanted)
-        )
-        if then != now:
-            raise _changed(output, f"{key} is {then} there and {now} now")
+    changed = changed_key(found.overrides, wanted)
+    if changed is not None:
+        key, then, now = changed
+        raise _changed(output, f"{key} is {then} there and {now} now")
     for job in plan.jobs:
         _check_run(job, output)
     order = [row.recipe for row in plan.table.rows]
@@ -103,6 +105,22 @@ def settle(plan: Plan) -> Settings:
         budgets=sorted({*found.budgets, *plan.budgets}),
         seeds=sorted({*found.seeds, *plan.seeds}),
     )
+
+
+def changed_key(one: Mapping[str, Any], other: Mapping[str, Any]) -> tuple[str, str, str] | None:
+    """The first key in which two groups of overrides differ, and both values in words.
+
+    >>> changed_key({"trainer.patience": None}, {})
+    ('trainer.patience', 'None', "the recipe's own")
+    """
+    for key in sorted(one.keys() | other.keys()):
+        # As words, because 1 and 1.0 are not the same setting: a number of batches and a share.
+        first, second = (
+            repr(group[key]) if key in group else "the recipe's own" for group in (one, other)
+        )
+        if first != second:
+            return key, first, second
+    return None
 
 
 def write_settings(folder: Path, settings: Settings) -> None:
@@ -188,14 +206,13 @@ def _refuse_strangers(folder: Path) -> None:
             )
 
 
+def holds_strangers(folder: Path, own: Collection[str]) -> bool:
+    """Whether a folder holds anything but files of these names and what killed processes left."""
+    return any(path.name not in own and not is_temporary(path) for path in folder.iterdir())
+
+
 def _changed(output: Path, what: str) -> ReproduceError:
     return ReproduceError(
         f"output {str(output)!r} holds a table with other settings: {what}; nothing was "
         "overwritten: choose another folder"
     )
-
-
-def _holds_strangers(folder: Path) -> bool:
-    """Whether there is anything but runs, which are checked one by one, and our own files."""
-    own = {".lock", SETTINGS, "runs"}
-    return any(path.name not in own and not is_temporary(path) for path in folder.iterdir())

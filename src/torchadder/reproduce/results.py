@@ -18,6 +18,9 @@ from torchadder.reproduce.plan import Job
 from torchadder.reproduce.tables import ACCURACY, Figure, Row, Table
 from torchadder.training.callbacks import read_metrics
 
+Outcome = Literal[Stage, "failed"]
+"""What has become of a run: how far it is, see `folder.stage`, or that it failed."""
+
 
 @dataclass(frozen=True)
 class Run:
@@ -25,7 +28,7 @@ class Run:
 
     Attributes:
         job: The training.
-        stage: How far it is, see `folder.stage`, or "failed".
+        stage: What has become of it.
         reason: Why it failed, in this call or an earlier one; empty if it did not.
         epochs: Finished epochs.
         metrics: The last row of its `metrics.csv`; accuracies are shares.
@@ -37,7 +40,7 @@ class Run:
     """
 
     job: Job
-    stage: Stage | Literal["failed"]
+    stage: Outcome
     reason: str
     epochs: int
     metrics: dict[str, float]
@@ -189,6 +192,21 @@ class Line:
 
 
 @dataclass(frozen=True)
+class Source:
+    """A folder that a table was joined from.
+
+    Attributes:
+        folder: Its path, as it was given.
+        table: Name of the table it holds.
+        left_out: Its finished runs that gave way to others of an earlier folder, in words.
+    """
+
+    folder: str
+    table: str
+    left_out: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
 class Results:
     """A table as far as it is measured.
 
@@ -203,7 +221,7 @@ class Results:
     table: Table
     lines: tuple[Line, ...]
     overrides: dict[str, Any] = field(default_factory=dict)
-    joined: tuple[str, ...] = ()
+    joined: tuple[Source, ...] = ()
 
     @property
     def budgets(self) -> list[int]:
@@ -255,7 +273,7 @@ def assemble(
     runs: Sequence[Run],
     arithmetic: Mapping[str, Arithmetic | None],
     overrides: Mapping[str, Any],
-    joined: tuple[str, ...] = (),
+    joined: tuple[Source, ...] = (),
 ) -> Results:
     """Makes the lines of a table of its runs.
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -12,11 +10,15 @@ from torchadder.atomic import write_atomically
 from torchadder.energy.report import short_number
 from torchadder.provenance import provenance
 from torchadder.report.page import duration, energy
-from torchadder.reproduce.results import Line, Results, Run, Spread
+from torchadder.reproduce import sheets
+from torchadder.reproduce.results import Line, Results, Source, Spread
+from torchadder.reproduce.tables import Row
 from torchadder.training.recipe import Recipe
 from torchadder.wording import counted
 
 NONE = "-"
+
+PAGE = "table.md"
 
 
 def write_csv(folder: Path, results: Results) -> None:
@@ -25,9 +27,8 @@ def write_csv(folder: Path, results: Results) -> None:
     Accuracies and differences are in percent and percentage points, energy in pJ; what is not
     known is empty.
     """
-    lines = [_line_values(results, line) for line in results.lines]
-    write_atomically(folder / "table.csv", _csv(lines))
-    write_atomically(folder / "runs.csv", _csv([_run_values(run) for run in results.runs]))
+    write_atomically(folder / sheets.LINES, sheets.lines_text(results))
+    write_atomically(folder / sheets.RUNS, sheets.runs_text(results))
 
 
 def write_markdown(folder: Path, results: Results, command: str | None = None) -> None:
@@ -38,7 +39,7 @@ def write_markdown(folder: Path, results: Results, command: str | None = None) -
         results: What was measured.
         command: The command to state; None states that of this process.
     """
-    write_atomically(folder / "table.md", markdown(results, provenance(command)))
+    write_atomically(folder / PAGE, markdown(results, provenance(command)))
 
 
 def markdown(results: Results, origin: dict[str, Any]) -> str:
@@ -105,6 +106,7 @@ def _markdown_table(results: Results, lines: Sequence[Line]) -> str:
     header = ["row", figure.name, "printed", "difference", "gain", "teacher", "seeds"]
     header += ["mul", "add", "energy", "s/epoch"]
     if with_top5:
+        header[2] = "printed (top-5)"
         header.insert(2, "top-5")
     if second is not None:
         header[5] = second.name  # no detector has a teacher
@@ -114,7 +116,7 @@ def _markdown_table(results: Results, lines: Sequence[Line]) -> str:
         cells = [
             results.name_of(row),
             with_deviation(line.spread("accuracy")),
-            NONE if row.printed is None else str(row.printed),
+            _printed(row, with_top5),
             signed(line.difference),
             with_deviation(line.gain, is_signed=True),
             with_deviation(line.spread("teacher_accuracy" if second is None else "second")),
@@ -136,6 +138,14 @@ def _markdown_table(results: Results, lines: Sequence[Line]) -> str:
     return text
 
 
+def _printed(row: Row, with_top5: bool) -> str:
+    """The paper's figure, with its top-5 accuracy in brackets."""
+    if row.printed is None:
+        return NONE
+    top5 = row.printed.top5
+    return f"{row.printed} ({top5})" if with_top5 and top5 is not None else str(row.printed)
+
+
 def _failures(results: Results) -> list[str]:
     lines = [
         f"* {run.job.name}: failed after {counted(run.epochs, 'epoch')}: {run.reason}"
@@ -153,12 +163,7 @@ def _origin(results: Results, origin: dict[str, Any]) -> str:
     seconds = sum(run.epochs * (run.seconds or 0) for run in results.runs)
     lines = [f"* `{origin['command']}`, {origin['date']}"]
     if results.joined:
-        sources = ", ".join(f"`{folder}`" for folder in results.joined)
-        found = [run.summary["versions"] for run in results.runs if "versions" in run.summary]
-        versions = dict.fromkeys(
-            f"{name} {known[name]}" for name in ("torchadder", "torch") for known in found
-        )
-        lines.append(f"* joined from {sources}, whose runs were made by {', '.join(versions)}")
+        lines += _sources(results)
     else:
         versions = [f"{name} {version}" for name, version in origin["versions"].items()]
         lines.append(f"* {', '.join(versions)}")
@@ -170,91 +175,40 @@ def _origin(results: Results, origin: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def _sources(results: Results) -> list[str]:
+    """Which folders a table was joined from, what their runs were made by, and what stayed out."""
+    found = [run.summary["versions"] for run in results.runs if "versions" in run.summary]
+    versions = dict.fromkeys(
+        f"{name} {known[name]}"
+        for name in ("torchadder", "torch")
+        for known in found
+        if name in known
+    )
+    names = ", ".join(_source(source, results) for source in results.joined)
+    makers = f", whose runs were made by {', '.join(versions)}" if versions else ""
+    return [
+        f"* joined from {names}{makers}",
+        *(
+            f"* left out of `{source.folder}`, because another folder with other figures is named "
+            f"before it: {'; '.join(source.left_out)}"
+            for source in results.joined
+            if source.left_out
+        ),
+    ]
+
+
+def _source(source: Source, results: Results) -> str:
+    other = source.table != results.table.name
+    return f"`{source.folder}`" + (f" (of the table {source.table})" if other else "")
+
+
 def _machine(hardware: dict[str, Any]) -> str:
-    device = str(hardware.get("device", "cpu"))
-    if device.startswith("cuda"):
-        return f"{hardware.get('num_devices', 1)} x {hardware.get('gpu')}"
+    name = sheets.device_name(hardware)
+    if str(hardware.get("device", "cpu")).startswith("cuda"):
+        return f"{hardware.get('num_devices', 1)} x {name}"
     threads = counted(int(hardware.get("torch_threads", 1)), "thread")
     instructions = hardware.get("instruction_set")
-    return f"{hardware.get('cpu')} ({f'{instructions}, ' if instructions else ''}{threads})"
-
-
-def _line_values(results: Results, line: Line) -> dict[str, Any]:
-    row, sums = line.row, line.arithmetic
-    accuracy, best = line.spread("accuracy"), line.spread("best_accuracy")
-    top5, teacher = line.spread("top5"), line.spread("teacher_accuracy")
-    seconds = line.spread("seconds")
-    key, second = results.table.figure.key, results.table.second
-    other = line.spread("second")
-    return {
-        "table": results.table.name,
-        "net": row.group,
-        "row": row.key,
-        "label": row.label,
-        "recipe": row.recipe,
-        "epochs": line.epochs,
-        "seeds": len(line.runs),
-        "finished": line.num_finished,
-        key: accuracy and accuracy.mean,
-        f"{key}_deviation": accuracy and accuracy.deviation,
-        f"{key}_lowest": accuracy and min(accuracy.values),
-        f"{key}_highest": accuracy and max(accuracy.values),
-        f"best_{key}": best and 100 * best.mean,
-        **({} if second is None else {second.key: other and other.mean}),
-        "top5": top5 and top5.mean,
-        "printed": row.printed and row.printed.accuracy,
-        "difference": line.difference,
-        "baseline": row.baseline,
-        "gain": line.gain and line.gain.mean,
-        "gain_deviation": line.gain and line.gain.deviation,
-        "teacher_accuracy": teacher and teacher.mean,
-        "num_mul": sums and sums.num_mul,
-        "num_add": sums and sums.num_add,
-        "energy_pj": sums and sums.energy_pj,
-        "seconds_per_epoch": seconds and seconds.mean,
-        "status": line.status,
-    }
-
-
-def _run_values(run: Run) -> dict[str, Any]:
-    hardware = run.summary.get("hardware", {})
-    return {
-        "row": run.job.row.key,
-        "recipe": run.job.row.recipe,
-        "epochs": run.job.epochs,
-        "seed": run.job.seed,
-        "status": run.stage if not run.reason else f"{run.stage}: {run.reason}",
-        "finished_epochs": run.epochs,
-        run.figure.key: run.accuracy,
-        f"best_{run.figure.key}": None if run.best_accuracy is None else 100 * run.best_accuracy,
-        **({} if run.other is None else {run.other.key: run.second}),
-        "top5": run.top5,
-        "teacher_accuracy": run.teacher_accuracy,
-        "train_accuracy": _percent(run.metrics.get("train_accuracy")),
-        "val_loss": run.metrics.get("val_loss"),
-        "seconds_per_epoch": run.seconds,
-        "date": run.summary.get("date"),
-        "device": hardware.get("gpu") or hardware.get("cpu"),
-        "threads": hardware.get("torch_threads"),
-        "torch": run.summary.get("versions", {}).get("torch"),
-        "torchadder": run.summary.get("versions", {}).get("torchadder"),
-    }
-
-
-def _csv(rows: Sequence[dict[str, Any]]) -> str:
-    buffer = io.StringIO()
-    writer = csv.DictWriter(buffer, list(rows[0]), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows({key: _plain(value) for key, value in row.items()} for row in rows)
-    return buffer.getvalue()
-
-
-def _plain(value: Any) -> Any:
-    return "" if value is None else f"{value:.6g}" if isinstance(value, float) else value
-
-
-def _percent(share: float | None) -> float | None:
-    return None if share is None else 100 * share
+    return f"{name} ({f'{instructions}, ' if instructions else ''}{threads})"
 
 
 def with_deviation(spread: Spread | None, *, is_signed: bool = False) -> str:
