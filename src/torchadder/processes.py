@@ -6,6 +6,7 @@ process group torch raises a ValueError. Who starts the processes is not known h
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -53,24 +54,23 @@ class _RowsOfProcesses(torch.autograd.Function):
     """`y_r = (x_0, x_1, ...)` on every process r; so `dx_q` is the sum of its rows of dy_r."""
 
     @staticmethod
-    def forward(ctx: Any, rows: Tensor) -> Tensor:
-        counts = _lengths(rows)
-        start = sum(counts[: dist.get_rank()])
+    def forward(ctx: Any, rows: Tensor, lengths: Sequence[int]) -> Tensor:
+        start = sum(lengths[: dist.get_rank()])
         ctx.own = slice(start, start + len(rows))
         # Shares may differ by an image, and what is gathered may not.
-        padded = rows.new_zeros(max(counts), *rows.shape[1:])
+        padded = rows.new_zeros(max(lengths), *rows.shape[1:])
         padded[: len(rows)] = rows
-        shares = [torch.empty_like(padded) for _ in counts]
+        shares = [torch.empty_like(padded) for _ in lengths]
         dist.all_gather(shares, padded)
-        return torch.cat([share[:count] for share, count in zip(shares, counts, strict=True)])
+        return torch.cat([share[:length] for share, length in zip(shares, lengths, strict=True)])
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
-        return sum_without_gradient(gradients[0])[ctx.own]
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
+        return sum_without_gradient(gradients[0])[ctx.own], None
 
 
-def _lengths(rows: Tensor) -> list[int]:
+def lengths_of_processes(rows: Tensor) -> list[int]:
     """The number of rows of each process; the same for all of them in a compiled step."""
     if torch.compiler.is_compiling():
         return [len(rows)] * dist.get_world_size()
@@ -94,13 +94,14 @@ def sum_over_processes(values: Tensor) -> Tensor:
     return result
 
 
-def rows_of_processes(rows: Tensor) -> Tensor:
+def rows_of_processes(rows: Tensor, lengths: Sequence[int]) -> Tensor:
     """The rows of all processes, of the lowest rank first, differentiable once.
 
     Args:
         rows: shape (n, ...); n may differ from process to process.
+        lengths: the n of each process, of `lengths_of_processes`.
     """
-    result = _RowsOfProcesses.apply(rows)
+    result = _RowsOfProcesses.apply(rows, lengths)
     assert isinstance(result, Tensor)
     return result
 
@@ -112,10 +113,12 @@ def mean_over_processes(values: Tensor) -> tuple[Tensor, Tensor]:
         values: shape (N, C, ...); N may differ from process to process.
 
     Returns:
-        The means, shape (C), differentiable once, and the number of values of a channel, a scalar.
+        The means, shape (C), differentiable once, and the number of values of a channel, a scalar;
+        float32 for half precision, in which numbers of values are not exact.
     """
     over_samples = [0, *range(2, values.dim())]
-    count = values.new_tensor([values.numel() / max(1, values.shape[1])])
-    totals = sum_over_processes(torch.cat([values.sum(over_samples), count]))
+    dtype = torch.promote_types(values.dtype, torch.float32)
+    count = values.new_tensor([values.numel() / max(1, values.shape[1])], dtype=dtype)
+    totals = sum_over_processes(torch.cat([values.sum(over_samples, dtype=dtype), count]))
     count = totals[-1].detach()
     return totals[:-1] / count, count

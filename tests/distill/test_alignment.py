@@ -11,6 +11,8 @@ from torchadder.distill import (
     fixed_orthogonal_map,
     standardise,
 )
+from torchadder.ops.pkkd import MAX_LIMIT
+from torchadder.ops.pkkd.reference import CHUNK_ELEMENTS
 
 
 def correlation(a, b):
@@ -183,6 +185,17 @@ def test_values_at_the_largest_limit_are_summed(layout):
     assert torch.isfinite(student.grad).all()
     assert student.grad.abs().max() > 0
     assert torch.isfinite(alignment.student_kernel.log_scale.grad)
+
+
+def test_the_largest_limit_is_that_of_the_largest_chunk():
+    """Squares of kernel values, a chunk of them at the bound, have a sum in float32."""
+    num_values = max(CHUNK_ELEMENTS.values())
+
+    def total(limit):
+        return num_values * torch.tensor(2 * limit).exp()
+
+    assert total(MAX_LIMIT) < torch.finfo(torch.float32).max / 1000
+    assert torch.isinf(total(MAX_LIMIT + 6))
 
 
 @pytest.mark.parametrize("kernel", [False, True])

@@ -1,11 +1,28 @@
-"""docs/distillation.md says of every method what the registry says."""
+"""docs/distillation.md says of every method what the registry says, and its example runs."""
 
 import re
 from pathlib import Path
 
+import pytest
+import torch
+
 from torchadder.distill import METHODS, options_of
 
 PAGE = (Path(__file__).parents[2] / "docs/distillation.md").read_text(encoding="utf-8")
+
+
+@pytest.mark.filterwarnings("ignore:.*does not have many workers")
+@pytest.mark.filterwarnings("ignore:`isinstance.treespec, LeafSpec.` is deprecated")
+def test_the_example_of_ones_own_nets(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (code,) = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
+    names = {}
+    exec(compile(code, "docs/distillation.md", "exec"), names)
+    assert names["pkkd"].taps == ("1.0", "2.0")
+    metrics = names["trainer"].callback_metrics
+    assert torch.isfinite(metrics["train_mid"])
+    assert metrics["distill_strength"] == 1
+    assert (tmp_path / "student.safetensors").is_file()
 
 
 def test_the_table_of_methods():

@@ -54,6 +54,35 @@ def test_loss_is_the_weighted_sum(adder_net, conv_net):
     torch.testing.assert_close(parts["kd"], soft)
 
 
+@pytest.mark.parametrize("kernel", ["paper", "laplacian"])
+@pytest.mark.parametrize("progressive", [True, False])
+def test_checking_the_agreement_changes_nothing(adder_net, conv_net, kernel, progressive):
+    pkkd = PKKD(adder_net(), conv_net(), kernel=kernel, progressive=progressive)
+    part = next(m for m in pkkd.student.modules() if isinstance(m, nn.BatchNorm2d)).eval()
+    modes = {name: module.training for name, module in pkkd.named_modules()}
+    state = copy.deepcopy(pkkd.state_dict())
+    random = torch.get_rng_state()
+    pkkd.check_agreement(torch.zeros(1, 2, 8, 8))
+    assert {name: module.training for name, module in pkkd.named_modules()} == modes
+    assert not part.training
+    assert all(torch.equal(value, state[name]) for name, value in pkkd.state_dict().items())
+    assert torch.equal(torch.get_rng_state(), random)
+    assert not pkkd.was_checked
+    assert all(sigma == 0 for sigma in pkkd.sigmas().values())
+    assert hooks_of(pkkd) == 0
+    assert all(parameter.grad is None for parameter in pkkd.parameters())
+
+
+def test_nets_that_do_not_agree_are_found_without_labels(adder_net, conv_net):
+    teacher = nn.Sequential(nn.Upsample(scale_factor=2), conv_net())
+    student = nn.Sequential(nn.Identity(), adder_net())
+    pkkd = PKKD(student, teacher)
+    with pytest.raises(ValueError, match=r"PKKD compares layers of the same shape; the student"):
+        pkkd.check_agreement(torch.zeros(1, 2, 8, 8))
+    assert pkkd.training
+    assert PKKD(student, teacher, alpha=0, beta=0).check_agreement(torch.zeros(0)) is None
+
+
 def test_features_are_averaged_over_the_layers(adder_net, conv_net, taps):
     student, teacher = adder_net(), conv_net()
     data = batch()

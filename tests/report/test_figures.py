@@ -12,6 +12,8 @@ from torchadder.report.alignment_figure import alignment
 from torchadder.report.detection import Panel, draw_panels, draw_precision
 from torchadder.report.evaluation import LayerWeights, Mistake
 from torchadder.report.figures import Cloud, Curve, WeightRow
+from torchadder.report.kernel_space import Sample
+from torchadder.report.kernel_space_figure import kernel_space
 from torchadder.report.style import DARK, DPI, LIGHT, THEMES, save
 
 DIGITS = [str(digit) for digit in range(10)]
@@ -58,6 +60,16 @@ def _mistakes(count, channels):
     return [Mistake(image, index % 10, (index + 1) % 10, 0.99) for index in range(count)]
 
 
+def _samples(layer):
+    values = 400 * np.random.default_rng(0).laplace(size=5000)
+    kernel = np.exp(np.clip(values / 400, -6, 6))
+    return [
+        Sample(layer, side, side == "student", "features", stage, array)
+        for stage, array in (("before", values), ("kernel", kernel))
+        for side in ("student", "teacher")
+    ]
+
+
 DRAWINGS = {
     "curves": lambda theme: figures.learning_curves(_curves(12), theme),
     "curves of one epoch": lambda theme: figures.learning_curves(_curves(1), theme),
@@ -89,6 +101,7 @@ DRAWINGS = {
         {"alignment/layer1.0.conv1": "layer1.0.conv1", "alignment/b": "b"},
         theme,
     ),
+    "kernel space": lambda theme: kernel_space(_samples("layer3.2.conv2"), "features", theme),
     "distillation without kernels": lambda theme: figures.distillation(
         _rows(3), {"train_ce": "cross-entropy"}, {}, theme
     ),

@@ -1,6 +1,7 @@
 """Distances against known values; diagnosis of nets and of a run."""
 
 import csv
+import itertools
 import json
 import math
 
@@ -8,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 
 import torchadder
 from torchadder import models, recipes
@@ -16,7 +18,9 @@ from torchadder.distill import PKKD
 from torchadder.report import distances
 from torchadder.report.diagnosis import write_diagnosis
 from torchadder.report.kernel_space import Sample, compare_sides, sample_layers
+from torchadder.report.kernel_space_figure import kernel_space
 from torchadder.report.statistics import Fit, fit_laplace, fit_normal
+from torchadder.report.style import LIGHT
 from torchadder.training.diagnosis import open_pair
 
 RANDOM = np.random.default_rng(0)
@@ -149,6 +153,35 @@ def test_share_at_the_bounds():
     values = [math.exp(6), math.exp(-6), 1.0, 2.0]
     assert sample(values, "kernel").describe()["clamped"] == 0.5
     assert sample(values).describe()["clamped"] is None
+
+
+@pytest.mark.parametrize("limit", [1e-3, 0.5, 6.0, 30.0])
+def test_share_at_bounds_of_any_size(limit):
+    """As the kernel computes them, in float32; beside the bounds values well inside of them."""
+    exponents = torch.tensor([1.0, -1.0, 0.9, -0.99]) * limit
+    values = exponents.clamp(-limit, limit).exp().double().numpy()
+    one = Sample("conv2", "student", True, "features", "kernel", values, limit)
+    assert one.describe()["clamped"] == 0.5
+
+
+def test_figure_shows_whole_curves_and_labels_apart():
+    rng = np.random.default_rng(1)
+    wide, flat = 400 * rng.laplace(size=5000), rng.uniform(-1, 1, 5000)
+    sides = (("student", wide), ("teacher", flat))
+    samples = [sample(values, "before", side) for side, values in sides]
+    samples += [sample(np.exp(np.clip(v, -6, 6)), "kernel", side) for side, v in sides]
+    figure = kernel_space(samples, "features", LIGHT)
+    FigureCanvasAgg(figure).draw()
+    assert len(figure.axes) == 4
+    for axes in figure.axes:
+        for line in axes.get_lines():
+            assert line.get_ydata().max() < axes.get_ylim()[1]
+        low, high = axes.get_xlim()
+        ticks = [tick for tick in axes.xaxis.get_major_ticks() if low <= tick.get_loc() <= high]
+        boxes = [tick.label1.get_window_extent() for tick in ticks]
+        assert len(boxes) > 1
+        for left, right in itertools.pairwise(boxes):
+            assert left.x1 + 5 < right.x0
 
 
 def test_files(pkkd, tmp_path):

@@ -49,6 +49,7 @@ def test_ramps():
     assert Ramp().strength(0) == 1.0
     epochs = Ramp("epochs", epochs=4)
     assert [epochs.strength(epoch) for epoch in range(6)] == [0, 0.25, 0.5, 0.75, 1, 1]
+    assert Ramp("epochs", epochs=0.5).strength(0.25) == 0.5
     teacher = Ramp("teacher", accuracy=0.9)
     assert teacher.strength(0, None, 0.1) == 0
     strengths = [teacher.strength(1, accuracy, 0.1) for accuracy in (0.05, 0.1, 0.5, 0.9, 0.99)]
@@ -112,7 +113,7 @@ def result_taps(method):
         ("pkkd", {"ramp": "teacher", "ramp_accuracy": 0.3}),
         (
             "pkkd",
-            {"kernel": "laplacian", "ramp": "epochs", "ramp_epochs": 0.5, "shared_init": True},
+            {"kernel": "laplacian", "ramp": "epochs", "ramp_epochs": 1.0, "shared_init": True},
         ),
     ],
 )
@@ -138,9 +139,26 @@ def test_an_interrupted_run_goes_on_to_the_same_weights(tmp_path, method, keys):
     strengths = [row["distill_strength"] for row in resumed.history]
     assert strengths == [row["distill_strength"] for row in whole.history]
     if keys.get("ramp") == "epochs":
-        assert strengths == [0, 0.5, 1, 1]  # full after half of the epochs
+        assert strengths == [1 / 8, 3 / 8, 5 / 8, 7 / 8]  # of the second of two batches an epoch
     elif "ramp" in keys:
         assert strengths[0] == 0 < strengths[-1]
+
+
+@pytest.mark.parametrize(
+    ("epochs", "length", "wanted"), [(1, 0.125, [0, 1]), (2, 2, [0, 0.25, 0.5, 0.75])]
+)
+def test_a_ramp_grows_from_batch_to_batch(tmp_path, epochs, length, wanted):
+    """A share of the run may come to less than one epoch."""
+    strengths = []
+
+    class Note(Callback):
+        def on_train_batch_end(self, trainer, task, *args):
+            strengths.append(float(task.distiller.strength))
+
+    recipe = small("kd", epochs, ramp="epochs", ramp_epochs=length)
+    result = fit(recipe, output=tmp_path / "run", callbacks=[Note()])
+    assert strengths == wanted
+    assert [row["distill_strength"] for row in result.history] == wanted[1::2]
 
 
 def test_snapshot_run_learns_from_the_second_cycle_on(tmp_path):
@@ -183,6 +201,33 @@ def test_a_run_goes_on_without_the_files_it_began_with(tmp_path):
     assert all(torch.equal(got[name], value) for name, value in want.items())
     with pytest.raises(CheckpointError, match="no such checkpoint"):
         fit(recipe, output=tmp_path / "new")
+
+
+@pytest.mark.parametrize(
+    ("path", "advice"),
+    [
+        (
+            "runs/mnist_lenet5bn_conv/checkpoints/last.safetensors",
+            "; train it first: torchadder train mnist_lenet5bn_conv "
+            "--output runs/mnist_lenet5bn_conv",
+        ),
+        (
+            "runs/teacher/checkpoints/best.safetensors",
+            "; train it first: torchadder train RECIPE --output runs/teacher",
+        ),
+        ("teacher.safetensors", ""),
+    ],
+)
+def test_a_missing_teacher_is_named_with_the_command_that_trains_it(
+    tmp_path, monkeypatch, path, advice
+):
+    monkeypatch.chdir(tmp_path)
+    recipe = small("kd", progressive=False, teacher_checkpoint=path)
+    with pytest.raises(CheckpointError) as caught:
+        fit(recipe, output=tmp_path / "run")
+    message = f"distill.teacher_checkpoint = {path}: no such checkpoint{advice}"
+    assert str(caught.value) == message
+    assert not (tmp_path / "run").exists()
 
 
 def test_options_of_methods_are_keys_of_recipes():
@@ -242,18 +287,38 @@ def test_files_from_before_there_were_other_methods_can_be_read():
             {"method": "dropout", "distill.ramp": "epochs"},
             r"distill\.ramp = 'epochs': method dropout does not .* known to pkkd, kd, ",
         ),
-        ({"method": "kd"}, "teacher_checkpoint = None: a checkpoint, because distill.progressive"),
+        (
+            {"method": "kd"},
+            r"distill\.teacher_checkpoint = None: a file of trained weights \(distill\.progressive "
+            r"is false, so the teacher is not trained\) is wanted$",
+        ),
         (
             {"method": "snapshot", "distill.ramp": "teacher"},
             "ramp = 'teacher': none or epochs, because no teacher is trained",
         ),
         ({"method": "snapshot", "epochs": 3}, r"distill\.cycles = 4: 2 \.\. epochs = 3 is wanted"),
-        ({"distill.kernel": "sobolev"}, r"distill\.kernel"),
+        (
+            {"distill.kernel": "sobolev"},
+            r"distill\.kernel = sobolev: one of true, false, paper, gaussian, laplacian, none, null"
+            " is wanted$",
+        ),
         ({"distill.exponent_limit": 0.0}, r"exponent_limit = 0\.0: a number above 0, up to 30"),
         ({"distill.exponent_limit": 31.0}, r"exponent_limit = 31\.0: a number above 0, up to 30"),
-        ({"distill.learned_scales": "teacher"}, r"distill\.learned_scales"),
-        ({"distill.ramp_epochs": 0}, "ramp_epochs = 0: a whole number >= 1, or a share above 0"),
-        ({"distill.ramp_epochs": 1.5}, r"ramp_epochs = 1\.5: a whole number >= 1, or a share"),
+        (
+            {"distill.learned_scales": "Student"},
+            r"distill\.learned_scales = Student: one of both, student, none, null is wanted$",
+        ),
+        (
+            {"distill.ramp": "steps"},
+            r"distill\.ramp = steps: one of none, epochs, teacher is wanted$",
+        ),
+        (
+            {"distill.ramp_epochs": 5.0},
+            r"distill\.ramp_epochs = 5\.0: a whole number of epochs, such as 5, or a share of the "
+            r"run in \(0, 1\], such as 0\.125, is wanted$",
+        ),
+        ({"distill.ramp_epochs": 0}, "ramp_epochs = 0: a whole number of epochs, such as 5"),
+        ({"distill.ramp_epochs": 1.5}, r"ramp_epochs = 1\.5: a whole number of epochs, such"),
         ({"distill.ramp_accuracy": 0.0}, "ramp_accuracy = 0.0: a share above 0, up to 1"),
     ],
 )
@@ -285,6 +350,17 @@ def test_teachers_that_do_not_fit(tmp_path, keys, message):
     with pytest.raises(RecipeError, match=message):
         fit(small("pkkd", epochs=1, **keys), output=tmp_path / "run")
     assert not (tmp_path / "run").exists() or not list((tmp_path / "run").iterdir())
+
+
+@pytest.mark.parametrize("method", ["at", "fitnet"])
+def test_maps_that_do_not_fit_are_found_before_the_run(tmp_path, method):
+    keys = {"model.name": "resnet20", "distill.teacher_model": "resnet18"}
+    keys |= {"method": method, "distill.progressive": True}
+    recipe = recipes.load("mnist_lenet5bn_adder", SMALL | keys)
+    wanted = r"compares layers of maps of the same size; .* layer1 \(1, 16, 28, 28\), .*teacher has"
+    with pytest.raises(RecipeError, match=f"method {method}: .*{wanted}"):
+        fit(recipe, output=tmp_path / "run")
+    assert not (tmp_path / "run").exists()
 
 
 def test_pkkd_logs_scales_and_parts(tmp_path):

@@ -32,7 +32,12 @@ def test_overrides_take_precedence_over_the_file_and_the_file_over_defaults(tmp_
         ({"epochs": 1.5}, r"epochs = 1.5: int is wanted"),
         ({"epochs": 0}, r"epochs = 0: at least 1 is wanted"),
         ({"optimizer.eta": "x"}, r"optimizer.eta = x: float or null is wanted"),
-        ({"data.augment": "blur"}, r"data.augment = blur"),
+        (
+            {"data.augment": "blur"},
+            r"data.augment = blur: one of none, crop, crop_flip, resized_crop_flip is wanted$",
+        ),
+        ({"data.device_cache": "maybe"}, r"cache = maybe: one of true, false, auto is wanted$"),
+        ({"model.head": "softmax"}, r"model.head = softmax: one of slac, null is wanted$"),
         ({"trainer.limit_train_batches": 1.5}, r"an int of at least 1 or a float in \(0, 1\]"),
         ({"trainer.precision": "bf16-true"}, r"precision = 'bf16-true': 32-true, 64-true, bf16-m"),
         ({"trainer.precision": "16-true"}, r"precision = '16-true': 32-true, 64-true, bf16-mixed"),
@@ -47,7 +52,7 @@ def test_errors_are_one_line_and_name_the_key(overrides, message):
 
 
 def test_a_fixed_teacher_wants_a_checkpoint():
-    with pytest.raises(RecipeError, match=r"distill.teacher_checkpoint = None"):
+    with pytest.raises(RecipeError, match=r"distill.teacher_checkpoint = None: a file of trained"):
         recipes.load("mnist_lenet5bn_pkkd", {"distill.progressive": False})
 
 

@@ -186,13 +186,39 @@ class Distiller(nn.Module, ABC):
                 if self.progressive:
                     teacher_loss = _cross_entropy(teacher.logits, labels)
                 constant = teacher._replace(logits=teacher.logits.detach())
-                self._check_agreement(student, constant)
+                self._check_taps(student, constant)
                 for name, (weight, term) in self.distillation_terms(student, constant).items():
                     loss = loss + weight * (term * self.strength)
                     parts[name] = term.detach()
         return DistillerOutput(
             loss, teacher_loss, student.logits, teacher.logits if teacher else None, parts
         )
+
+    @torch.no_grad()
+    def check_agreement(self, images: Tensor) -> None:
+        """Run both nets once in evaluation mode, to find out whether the method can compare them.
+
+        Nothing is changed: no parameter, buffer or mode of either net or of the loss, and
+        `was_checked` neither.
+
+        Args:
+            images: a batch of the size that is trained on; its values do not matter.
+
+        Raises:
+            ValueError: logits or taps of the nets do not fit together.
+            RuntimeError: a tapped layer did not run exactly once, see `capture`.
+        """
+        if self.teacher is None or not self.needs_teacher:
+            return
+        modes = [(module, module.training) for module in self.modules()]
+        self.eval()
+        try:
+            teacher, student = self.run_teacher(images), self.run_student(images)
+            self._check_taps(student, teacher)
+            self.distillation_terms(student, teacher)
+        finally:
+            for module, mode in modes:
+                module.training = mode
 
     @property
     def needs_teacher(self) -> bool:
@@ -235,7 +261,7 @@ class Distiller(nn.Module, ABC):
             logits = net(inputs)
         return NetOutput(logits, outputs)
 
-    def _check_agreement(self, student: NetOutput, teacher: NetOutput) -> None:
+    def _check_taps(self, student: NetOutput, teacher: NetOutput) -> None:
         if all(
             _common(output.shape, self.agreement)
             == _common(teacher.taps[name].shape, self.agreement)

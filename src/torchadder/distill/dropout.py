@@ -16,10 +16,11 @@ from torchadder.distill.taps import find_head, get_layer, name_layers
 class Dropout(Distiller):
     """Student alone, with dropout: `L = L_CE`; the row "ANN + dropout" of PKKD's supplement.
 
-    `x[n,c] -> x[n,c] m[n,c] / (1 - p)`, m drawn from {0, 1} with `P(m = 0) = p` (Srivastava et al.,
-    JMLR 15, 2014), applied in training to the inputs of the named layers. The supplement of arXiv
-    2009.13044 gives neither the rate nor the place; the default, the inputs of the classifier, is
-    our reading.
+    `x[n,c] -> x[n,c] m[n,c] / (1 - p)`, m drawn from {0, 1} with `P(m = 0) = p`, in training, for
+    the inputs of the named layers. This is the dropout of Srivastava et al. (JMLR 15, 2014) in the
+    form that they describe in words: what is kept is scaled in training, not the weights afterwards
+    (their p is the share that is kept). The supplement of arXiv 2009.13044 gives neither the rate
+    nor the place; the default, the inputs of the classifier, is our reading.
 
     The student is not changed: hooks exist during a call only.
 

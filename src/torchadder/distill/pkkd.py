@@ -77,8 +77,8 @@ class PKKD(Distiller):
             `OutputKernel`.
         exponent_limit: bound of the kernels' exponents, see `exponential_kernel`.
         learned_scales: the sides whose kernels learn their scales, "both", "student" or "none". A
-            scale that is not learned stays what `scale` says. (Not in the paper, which learns both;
-            a learned scale of the teacher changes what is to be learnt.)
+            scale that is not learned stays what `scale` says. (Our reading is that the paper learns
+            both; a learned scale of the teacher changes what is to be learnt.)
 
     Shape:
         inputs (N, C, H, W) and labels (N,) to a `PKKDOutput`.

@@ -9,10 +9,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from torchadder.distill.features import FeatureDistiller
-from torchadder.processes import BatchStatistics, rows_of_processes
+from torchadder.processes import BatchStatistics, lengths_of_processes, rows_of_processes
 
 
-def similarity_matrix(activations: Tensor, *, over_processes: bool = False) -> Tensor:
+def similarity_matrix(activations: Tensor, *, lengths: Sequence[int] | None = None) -> Tensor:
     """Products of all pairs of samples, each row of unit length.
 
     `G[i,j] = g[i,j] / |g[i,.]|_2`, `g[i,j] = sum_{c,p} a[i,c,p] a[j,c,p]` (arXiv 1907.09682, eq. 1
@@ -20,8 +20,9 @@ def similarity_matrix(activations: Tensor, *, over_processes: bool = False) -> T
 
     Args:
         activations: a, shape (N, C, ...).
-        over_processes: whether j runs over the samples of all processes, of the lowest rank first;
-            i are this process's.
+        lengths: number of samples of each process (`lengths_of_processes`), if j is to run over
+            those of all processes, of the lowest rank first; i are this process's. None: both are
+            this process's.
 
     Returns:
         Tensor (N, N), float32 for half precision activations; with several processes (N, M), M
@@ -33,7 +34,7 @@ def similarity_matrix(activations: Tensor, *, over_processes: bool = False) -> T
                 [0.6000, 0.8000]])
     """
     rows = activations.to(torch.promote_types(activations.dtype, torch.float32)).flatten(1)
-    others = rows_of_processes(rows) if over_processes else rows
+    others = rows if lengths is None else rows_of_processes(rows, lengths)
     return F.normalize(rows @ others.T, dim=1)
 
 
@@ -83,11 +84,13 @@ class SP(FeatureDistiller, BatchStatistics):
 
     def distance(self, student: dict[str, Tensor], teacher: dict[str, Tensor]) -> Tensor:
         """Return `L_SP`."""
-        over = self.spans_processes()
+        lengths = None
+        if self.spans_processes():
+            lengths = lengths_of_processes(student[self.taps[0]])
         losses = [
             F.mse_loss(
-                similarity_matrix(student[name], over_processes=over),
-                similarity_matrix(teacher[name], over_processes=over),
+                similarity_matrix(student[name], lengths=lengths),
+                similarity_matrix(teacher[name], lengths=lengths),
             )
             for name in self.taps
         ]

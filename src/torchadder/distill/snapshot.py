@@ -22,8 +22,11 @@ class Snapshot(Distiller):
     `L = L_CE - alpha / N sum_{n,k} softmax(t_n / T)_k log softmax(s_n)_k`
 
     Only the teacher's logits are divided by the temperature ("asymmetric distillation": the teacher
-    is smoothed, the student is not). Our reading: alpha = 1, the cross-entropy in place of the KL
-    divergence (same gradient), and the label's weight 1 in all cycles.
+    is smoothed, the student is not). The formula follows three rules that the paper's abstract
+    states in words, and was not compared with its numbered equations: a cyclic learning rate, the
+    last snapshot of each cycle as the teacher of the whole next one, and a smoothed teacher. Our
+    reading: alpha = 1, the cross-entropy in place of the KL divergence (same gradient), and the
+    label's weight 1 in all cycles.
 
     Whoever trains calls `start_epoch` before each epoch and lets the rate fall once per cycle;
     `cycle_starts` says when cycles begin. `torchadder.tasks.Distillation` does both.

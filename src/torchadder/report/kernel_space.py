@@ -32,6 +32,9 @@ from torchadder.report.distances import standardised
 from torchadder.report.statistics import WeightFits, fit_weights
 
 MAX_VALUES = 100_000
+ROUNDINGS = 8
+"""Roundings in float32, at most, between the bound of an exponent and the kernel value there."""
+
 SIDES = ("student", "teacher")
 STAGES = {
     "features": ("before", "kernel", "mapped"),
@@ -87,9 +90,10 @@ class Sample:
             "clamped": None,
         }
         if self.stage == "kernel":
-            # Rounding moves the bounds a little.
             exponents = np.abs(np.log(np.maximum(values, np.finfo(np.float64).tiny)))
-            row["clamped"] = float(np.mean(exponents > self.limit - 1e-3))
+            # A rounded value moves its exponent by eps, a rounded exponent by eps times itself.
+            rounding = ROUNDINGS * np.finfo(np.float32).eps * (1 + self.limit)
+            row["clamped"] = float(np.mean(exponents > self.limit - rounding))
         for name, fit, cdf, quantile in (
             ("laplace", fits.laplace, distances.laplace_cdf, distances.laplace_quantile),
             ("normal", fits.normal, distances.normal_cdf, distances.normal_quantile),

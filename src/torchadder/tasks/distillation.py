@@ -27,10 +27,10 @@ class Distillation(Classification):
     linear maps of the loss, whose weights do not decay.
 
     Logs what `Classification` logs for the student, the same for the teacher with the prefix
-    `teacher_`, the parts of the student's loss as `train_<part>`, the strength of its terms as
-    `distill_strength`, the kernel scales, and after each epoch how alike the two nets represent
-    validation images: `alignment/<layer>`, the `linear_cka` of the tapped layers (or, for a method
-    without taps, of `shared_layers`).
+    `teacher_`, the parts of the student's loss as `train_<part>`, the strength of its terms in the
+    epoch's last batch as `distill_strength`, the kernel scales, and after each epoch how alike the
+    two nets represent validation images: `alignment/<layer>`, the `linear_cka` of the tapped layers
+    (or, for a method without taps, of `shared_layers`).
 
     Args:
         distiller: The loss, which holds both nets.
@@ -94,9 +94,17 @@ class Distillation(Classification):
         super().on_train_epoch_start()
         num_epochs = self.trainer.max_epochs or 1
         self.distiller.start_epoch(self.current_epoch, num_epochs)
-        strength = self.ramp.strength(
-            self.current_epoch, self._teacher_accuracy, 1 / self.num_classes
-        )
+        self._set_strength(self.current_epoch)
+
+    def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
+        """Sets the strength where it grows from batch to batch."""
+        if self.ramp.by == "epochs":
+            done = batch_idx / self.trainer.num_training_batches
+            self._set_strength(self.current_epoch + done)
+
+    def _set_strength(self, epoch: float) -> None:
+        """Fills it in in place, where a compiled or recorded step reads it."""
+        strength = self.ramp.strength(epoch, self._teacher_accuracy, 1 / self.num_classes)
         self.distiller.strength.fill_(strength)
 
     def loss_and_sums(self, images: Tensor, labels: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
@@ -158,7 +166,7 @@ class Distillation(Classification):
         return groups
 
     def on_validation_epoch_end(self) -> None:
-        """Logs strength and kernel scales, `sigma/<layer>/student` and `sigma/<layer>/teacher`."""
+        """Logs the last batch's strength and the kernel scales, `sigma/<layer>/<side>`."""
         self.log("distill_strength", self.distiller.strength, sync_dist=True)
         scales: dict[str, Tensor] = getattr(self.distiller, "sigmas", dict)()
         self.log_dict({f"sigma/{name}": value for name, value in scales.items()}, sync_dist=True)

@@ -7,12 +7,13 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Ramp:
-    """Strength s in 0..1 that all distillation terms are multiplied by, constant for an epoch.
+    """Strength s in 0..1 that all distillation terms are multiplied by.
 
     * "none": `s = 1`;
-    * "epochs": `s(e) = min(1, e / E)` with e the epoch, counted from 0, and E epochs until full;
+    * "epochs": `s(e) = min(1, e / E)` with e the epochs done before a batch, with fractions, and E
+      epochs until full; it grows from batch to batch, so that E may be less than one epoch;
     * "teacher": `s = clamp((a - c) / (A - c), 0, 1)` with a the teacher's training accuracy in the
-      epoch before and c that of chance; 0 in the first epoch.
+      epoch before and c that of chance; constant for an epoch, 0 in the first one.
 
     Not in the paper (PKKD, arXiv 2009.13044): a progressive teacher that knows nothing yet holds
     the student back.
@@ -25,8 +26,8 @@ class Ramp:
     Raises:
         ValueError: A value out of range.
 
-    >>> Ramp("epochs", epochs=4).strength(1)
-    0.25
+    >>> Ramp("epochs", epochs=4).strength(1.5)
+    0.375
     >>> Ramp("teacher", accuracy=0.9).strength(3, teacher_accuracy=0.5, chance=0.1)
     0.5
     """
@@ -45,12 +46,12 @@ class Ramp:
             raise ValueError(f"accuracy of a ramp must be above 0, up to 1, got {self.accuracy}")
 
     def strength(
-        self, epoch: int, teacher_accuracy: float | None = None, chance: float = 0.0
+        self, epoch: float, teacher_accuracy: float | None = None, chance: float = 0.0
     ) -> float:
-        """The strength in an epoch.
+        """The strength for a batch.
 
         Args:
-            epoch: The epoch, counted from 0.
+            epoch: The epochs done before the batch, with fractions.
             teacher_accuracy: The teacher's training accuracy in the epoch before, None in the
                 first one.
             chance: Accuracy of guessing.

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import re
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -11,7 +13,7 @@ from torch import nn
 
 from torchadder import awn, models
 from torchadder.awn.config import resolve
-from torchadder.checkpoint import load_into
+from torchadder.checkpoint import CheckpointError, load_into
 from torchadder.data import ImageData
 from torchadder.data.epochs import EpochData
 from torchadder.distill import Distiller, find_method, options_of, share_initial_values
@@ -153,7 +155,8 @@ def build_distiller(recipe: Recipe, data: ImageData, student: nn.Module) -> Dist
     """The loss of a recipe whose method is not "supervised", with its teacher.
 
     The weights of the student are normalised here, if they are to be: after it has taken over
-    initial values, and before a method copies it.
+    initial values, and before a method copies it. Both nets see a blank image, so that those that
+    cannot be compared are found before a run begins.
 
     Raises:
         RecipeError: If the teacher cannot be built, or the method cannot be used on these nets.
@@ -172,14 +175,33 @@ def build_distiller(recipe: Recipe, data: ImageData, student: nn.Module) -> Dist
             weight_norm=None,
             checkpoint=config.teacher_checkpoint,
         )
-        teacher = build_model(of_teacher, data, "distill.teacher")
+        try:
+            teacher = build_model(of_teacher, data, "distill.teacher")
+        except CheckpointError as error:
+            advice = _where_to_get(Path(config.teacher_checkpoint or ""))
+            raise CheckpointError(f"distill.teacher_checkpoint = {error}{advice}") from error
     try:
         if teacher is not None and config.shared_init:
             share_initial_values(student, teacher)
         normalise_weights(recipe.model, student)
-        return method(student, teacher, **options)
-    except ValueError as error:
+        distiller = method(student, teacher, **options)
+        distiller.check_agreement(torch.zeros(1, *data.image_shape))
+    except (ValueError, RuntimeError) as error:
         raise RecipeError(f"method {recipe.method}: {error}") from error
+    return distiller
+
+
+def _where_to_get(checkpoint: Path) -> str:
+    """The command that writes a missing file of a run folder, for the end of an error message.
+
+    A folder that is called as recipes are is taken for a run of the recipe of its name.
+    """
+    folder = checkpoint.parent.parent
+    if checkpoint.exists() or checkpoint.parent.name != "checkpoints":
+        return ""
+    is_recipe = re.fullmatch(r"[a-z0-9]+_[a-z0-9]+_[\w.]+", folder.name)
+    name = folder.name if is_recipe else "RECIPE"
+    return f"; train it first: torchadder train {name} --output {folder}"
 
 
 def normalise_weights(config: ModelConfig, model: nn.Module) -> None:

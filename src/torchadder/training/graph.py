@@ -111,7 +111,9 @@ class FastStep:
         """Says of an error of the compiler which setting asked for it."""
         try:
             yield
-        except torch._dynamo.exc.TorchDynamoException as error:
+        except RuntimeError as error:
+            if not _is_of_compiler(error):
+                raise
             raise RecipeError(
                 f"trainer.compile = {self.compile}: the training step cannot be compiled as one "
                 f"graph ({str(error).strip().splitlines()[0]}); false runs it as it is"
@@ -158,9 +160,9 @@ def record(function: LossAndSums, model: nn.Module, images: Tensor, labels: Tens
             # The thread that decodes images or pins memory may go on meanwhile.
             capture_error_mode="thread_local",
         )
-    except torch._dynamo.exc.TorchDynamoException:
-        raise  # of the compiler, a RuntimeError, too
     except RuntimeError as error:
+        if _is_of_compiler(error):
+            raise
         raise RecipeError(
             "trainer.cuda_graph = True: the training step cannot be recorded as a CUDA graph "
             f"({' '.join(str(error).split())}); false runs it as it is"
@@ -170,3 +172,10 @@ def record(function: LossAndSums, model: nn.Module, images: Tensor, labels: Tens
         with torch.no_grad():
             for buffer, value in buffers:
                 buffer.copy_(value)
+
+
+def _is_of_compiler(error: RuntimeError) -> bool:
+    """Whether `torch.compile` raised it."""
+    from torch._dynamo.exc import TorchDynamoException  # takes long, and is seldom wanted
+
+    return isinstance(error, TorchDynamoException)

@@ -91,7 +91,7 @@ def check_distill(distill: DistillConfig, epochs: int) -> None:
     require(fits, "distill.cycles", cycles, f"2 .. epochs = {epochs}")
     length = distill.ramp_epochs
     is_length = length >= 1 if isinstance(length, int) else 0 < length <= 1
-    wanted = "a whole number >= 1, or a share above 0, up to 1.0"
+    wanted = "a whole number of epochs, such as 5, or a share of the run in (0, 1], such as 0.125,"
     require(is_length, "distill.ramp_epochs", length, wanted)
     require(0 < share <= 1, "distill.ramp_accuracy", share, "a share above 0, up to 1")
     require(
@@ -104,5 +104,5 @@ def check_distill(distill: DistillConfig, epochs: int) -> None:
         distill.progressive is not False or distill.teacher_checkpoint is not None,
         "distill.teacher_checkpoint",
         distill.teacher_checkpoint,
-        "a checkpoint, because distill.progressive is false: a fixed teacher must know something",
+        "a file of trained weights (distill.progressive is false, so the teacher is not trained)",
     )

@@ -143,14 +143,27 @@ def explain(message: str) -> str:
 
     >>> explain('Parser key "optimizer.lr":\n  Expected a <class \'float\'>. Got value: abc')
     'optimizer.lr = abc: float is wanted'
+    >>> explain("Parser key \"a\":\n  Expected a typing.Literal['x', 'y']. Got value: z")
+    'a = z: one of x, y is wanted'
     """
     tidy = re.sub(r"<class '([\w.]+)'>", r"\1", " ".join(message.split()))
     tidy = tidy.replace("typing.", "").replace("NoneType", "null")
     key = re.search(r'Parser key "([^"]+)"', tidy)
     simple = re.search(r"Expected an? (.+?)\. Got value: (.*)", tidy)
     union = re.search(r"Subtypes: \[(.*?)\] Errors: .*Given value: (.*)", tidy)
-    if key and simple and not union:
-        return f"{key[1]} = {simple[2]}: {simple[1]} is wanted"
-    if key and union:
-        return f"{key[1]} = {union[2]}: {' or '.join(union[1].split(', '))} is wanted"
-    return tidy
+    found = union or simple
+    return f"{key[1]} = {found[2]}: {_in_words(found[1])} is wanted" if key and found else tidy
+
+
+def _in_words(types: str) -> str:
+    """The types of a key; where some of its values are spelled out, all of them are.
+
+    >>> _in_words("float, null")
+    'float or null'
+    >>> _in_words("bool, Literal['auto'], null")
+    'one of true, false, auto, null'
+    """
+    if "Literal[" not in types:
+        return " or ".join(types.split(", "))
+    types = re.sub(r"\bbool\b", "true, false", types)
+    return "one of " + re.sub(r"Literal\[(.*?)\]", lambda found: found[1].replace("'", ""), types)

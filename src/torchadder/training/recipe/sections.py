@@ -141,9 +141,11 @@ class DistillConfig:
         cycles: Number of cycles of snapshot distillation.
         dropout: Share of the classifier's inputs set to zero, for `method: dropout`.
         ramp: How alpha and beta grow from 0 to their full value: "none" (full from the start),
-            "epochs" (linearly, within the first `ramp_epochs`), or "teacher" (with the training
-            accuracy of a progressive teacher in the epoch before, from chance to `ramp_accuracy`).
-        ramp_epochs: Epochs (int) or share of the run's epochs (float) until the full value.
+            "epochs" (linearly, from batch to batch, within the first `ramp_epochs`), or "teacher"
+            (with the training accuracy of a progressive teacher in the epoch before, from chance to
+            `ramp_accuracy`).
+        ramp_epochs: Epochs (int) or share of the run's epochs (float in 0..1, which may come to
+            less than one epoch) until the full value.
         ramp_accuracy: Accuracy of the teacher at the full value, a share in 0..1.
         shared_init: Give the two nets the same initial values: the student takes those of the
             teacher, adder layers scaled to their own initial spread.
