@@ -64,6 +64,7 @@ def test_the_command_gives_the_recipe_of_the_job():
         recipe, *options = rewrite(words[2:])[1:]
         given = dict(option.removeprefix("--").split("=", 1) for option in options)
         assert given.pop("output") == str(job.folder)
+        assert given.pop("origin") == job.row.recipe
         import json
 
         import yaml

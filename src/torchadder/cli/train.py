@@ -99,7 +99,7 @@ def rewrite(argv: list[str]) -> list[str]:
     recipes.load(positional[0])  # its errors name the file and the nearest key; the parser's do not
     # The parser takes the merged values in place of a file: it knows nothing of a recipe's base.
     values = json.dumps(recipes.read(positional[0]))
-    return ["--recipe", values, "--origin", positional[0], *options]
+    return ["--recipe", values, f"--origin={positional[0]}", *options]
 
 
 def _place_apart(options: list[str]) -> list[str]:
