@@ -211,6 +211,7 @@ def test_list_and_help(capsys):
         ("imagenet", 1),
         ("distillers", 4),
         ("ablation", 1),
+        ("ablation-mnist", 1),
         ("cnn-distillation", 1),
         ("deeper", 1),
     ],
