@@ -60,9 +60,33 @@ def test_the_nearest_number_of_threads_is_taken(plan, tmp_path, threads, want):
     assert str(estimate(plan, measurements(plan, tmp_path))).endswith(f"on Abacus ({shown})")
 
 
+def test_a_device_of_the_same_kind_is_taken(tmp_path):
+    for seed, (kind, value) in enumerate([("cpu", 9.0), ("cuda", 1.0)]):
+        write_table(tmp_path / kind, (seed, "finished", value, 2))
+        path = tmp_path / kind / "runs.csv"
+        header, line = path.read_text().splitlines()
+        path.write_text(f"{header},device_kind\n{line.replace('Abacus', kind)},{kind}\n")
+    for kind, value in (("cpu", 9.0), ("cuda", 1.0), ("mps", None)):
+        one = make_plan(
+            TABLES["mnist"],
+            tmp_path / "new",
+            budgets=[3],
+            rows=["lenet5bn_conv"],
+            overrides={"trainer.accelerator": kind},
+        )
+        assert seconds(one, tmp_path) == ([1.0, 9.0] if value is None else [value])
+
+
 def test_files_of_others_are_passed_over(plan, tmp_path):
     write_table(tmp_path / "table", (0, "finished", 1.0, 1))
     for name, text in (("a", "laps\n3\n"), ("b", f"{COLUMNS}\n{CONV}\n"), ("c", "")):
         (tmp_path / name).mkdir()
         (tmp_path / name / "runs.csv").write_text(text)
-    assert seconds(plan, tmp_path) == [1.0]
+    with (tmp_path / "table" / "runs.csv").open("a") as file:
+        for seed, threads in ((1, ""), (2, 1)):  # the first one does not say on how many threads
+            file.write(f"{CONV},3,{seed},finished,2.0,2026-02-01,Abacus,{threads}\n")
+    (tmp_path / "d" / "runs.csv").mkdir(parents=True)
+    for name, text in (("d", '{"status": "finished", "seconds_per_epoch": 1}'), ("e", "[]")):
+        (tmp_path / name).mkdir(exist_ok=True)
+        (tmp_path / name / "summary.json").write_text(text)
+    assert seconds(plan, tmp_path) == [1.0, 2.0]

@@ -203,9 +203,7 @@ def test_values_that_are_not_set_are_the_recipes_own(tmp_path, apart):
 def test_settings_that_make_no_recipe_are_named(tmp_path, apart):
     for folder in apart:
         settings(folder, overrides={"optimizer.lr": -1.0})
-    with pytest.raises(
-        ReproduceError, match=r"row lenet5bn_.* optimizer\.lr = -1.0.*; leave it ou"
-    ):
+    with pytest.raises(ReproduceError, match=r"row lenet5bn_.* optimizer\.lr = -1.0.*$"):
         join(MNIST, apart, tmp_path / "both")
 
 
@@ -235,6 +233,38 @@ def test_of_finished_runs_that_differ_the_first_folder_counts(tmp_path, apart, c
     words = ["--join", f"{apart[0]},{copy}", "--output", str(tmp_path / "both")]
     assert main(["reproduce", "mnist", *words]) == 0
     assert f"before it: {run}\n" in capsys.readouterr().out
+
+
+def test_the_same_figures_once_more_are_no_others(tmp_path, apart):
+    copy = copied(apart[0], date="2026-02-03T00:00:00+00:00", seconds_per_epoch="77", threads="9")
+    results = join(MNIST, [apart[0], copy], tmp_path / "both")
+    assert not any(source.left_out for source in results.joined)
+
+
+@pytest.mark.parametrize(
+    ("cell", "message"),
+    [
+        ({"accuracy": "nan"}, r"runs\.csv, line 2: accuracy = 'nan': a finite number is wanted"),
+        ({"accuracy": ""}, r"line 2: accuracy is empty, though the run is finished"),
+    ],
+)
+def test_a_finished_run_has_its_figure(tmp_path, apart, cell, message):
+    edit(apart[0], **cell)
+    with pytest.raises(ReproduceError, match=message):
+        join(MNIST, apart, tmp_path / "both")
+    assert not (tmp_path / "both").exists()
+
+
+def test_a_table_has_a_name(tmp_path, apart):
+    settings(apart[0], table=3)
+    with pytest.raises(ReproduceError, match=r"settings\.json: damaged: a name as table"):
+        join(MNIST, apart, tmp_path / "both")
+
+
+def test_a_joined_table_is_not_trained_in(tmp_path, apart, capsys):
+    join(MNIST, apart, tmp_path / "both")
+    assert main(["reproduce", "mnist", "--budget", "1", "--output", str(tmp_path / "both")]) == 2
+    assert "exists and holds a joined table; nothing in it" in capsys.readouterr().err
 
 
 def test_a_loss_that_is_no_number_is_the_same_loss(tmp_path, apart):
@@ -271,7 +301,8 @@ def test_recorded_rows_of_two_tables_are_compared(tmp_path):
     lines = {line.row.recipe: line for line in results.lines}
     row, adder = (lines[f"cifar10_resnet20_{name}"] for name in ("pkkd_constscales", "adder"))
     want = row.spread("accuracy").mean - adder.spread("accuracy").mean
-    assert row.row.baseline != "cifar10_resnet20_adder" or row.gain.mean == pytest.approx(want)
+    assert row.row.baseline == "cifar10_resnet20_adder"
+    assert row.gain.mean == pytest.approx(want)
     assert {run.stage for run in results.runs} == {"finished"}
 
 

@@ -178,7 +178,8 @@ def join_tables(args: Any) -> int:
     table = _table(args.table)
     unused = [name for name in _training_options(args) if name != "--rows"]
     if unused:
-        raise UserError(f"--join trains nothing: {', '.join(unused)} has no meaning there")
+        verb = "has" if len(unused) == 1 else "have"
+        raise UserError(f"--join trains nothing: {', '.join(unused)} {verb} no meaning there")
     if args.output is None:
         raise UserError("--join wants --output, a folder for the joined table")
     folders = [Path(word) for word in args.join.split(",") if word]
@@ -311,10 +312,7 @@ def report(output: Path, results: Results) -> int:
     print(f"table: {output / 'table.md'}")
     for source in results.joined:
         if source.left_out:
-            print(
-                f"left out of {source.folder}, because another folder with other figures is named "
-                f"before it: {'; '.join(source.left_out)}"
-            )
+            print(source.say_left_out())
     failed = [run for run in results.runs if run.stage == "failed"]
     if failed:
         print(f"{len(failed)} of {counted(len(results.runs), 'training')} failed:")

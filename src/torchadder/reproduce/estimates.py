@@ -71,8 +71,9 @@ def measurements(plan: Plan, results: Path = RESULTS) -> dict[str, list[tuple[fl
     """Seconds per epoch and machine by recipe.
 
     Finished runs of the plan itself come first, then the tables of `results`, then its single runs.
-    Of those before the plan the ones with the nearest number of threads are taken. A run that
-    stands in several tables, as after a join, counts once.
+    Of those before the plan the ones on a device of the plan's kind are taken, if there are any,
+    and of these the ones with the nearest number of threads. A run that stands in several tables,
+    as after a join, counts once.
 
     Args:
         plan: The plan.
@@ -81,10 +82,15 @@ def measurements(plan: Plan, results: Path = RESULTS) -> dict[str, list[tuple[fl
     """
     import torch
 
-    wanted = plan.jobs[0].recipe.trainer.threads or torch.get_num_threads()
+    trainer = plan.jobs[0].recipe.trainer
+    threads = trainer.threads or torch.get_num_threads()
+    is_auto = trainer.accelerator in ("auto", "gpu")
+    kind = _accelerator() if is_auto else trainer.accelerator
     tables = _of_tables(sorted([*results.glob("*/runs.csv"), *results.glob("*/*/runs.csv")]))
     singles = _of_runs(sorted(path.parent for path in results.glob("*/summary.json")))
-    earlier = {recipe: _nearest(found, wanted) for recipe, found in (singles | tables).items()}
+    earlier = {
+        recipe: _nearest(found, kind, threads) for recipe, found in (singles | tables).items()
+    }
     return {
         recipe: [(one.seconds, one.where) for one in found]
         for recipe, found in (earlier | _of_runs([job.folder for job in plan.jobs])).items()
@@ -93,10 +99,18 @@ def measurements(plan: Plan, results: Path = RESULTS) -> dict[str, list[tuple[fl
 
 @dataclass(frozen=True)
 class _Measurement:
-    """What an epoch took, and where."""
+    """What an epoch took, and where.
+
+    Attributes:
+        seconds: Its time.
+        device: The name of the device.
+        kind: "cpu", "cuda" ...
+        threads: Number of threads.
+    """
 
     seconds: float
     device: str
+    kind: str
     threads: int
 
     @property
@@ -105,25 +119,37 @@ class _Measurement:
         return f"{self.device} ({counted(self.threads, 'thread')})"
 
 
-def _nearest(found: Sequence[_Measurement], threads: int) -> list[_Measurement]:
-    """Those with the number of threads that is nearest to the one wanted, the smaller of two."""
-    nearest = min({one.threads for one in found}, key=lambda n: (abs(n - threads), n))
-    return [one for one in found if one.threads == nearest]
+def _accelerator() -> str:
+    """The kind of device that a run takes if it may choose."""
+    import torch
+
+    device = torch.accelerator.current_accelerator(check_available=True)
+    return "cpu" if device is None else device.type
+
+
+def _nearest(found: Sequence[_Measurement], kind: str, threads: int) -> list[_Measurement]:
+    """Those on a kind of device, with the number of threads nearest to one, the smaller of two."""
+    same = [one for one in found if one.kind == kind] or found
+    nearest = min({one.threads for one in same}, key=lambda n: (abs(n - threads), n))
+    return [one for one in same if one.threads == nearest]
 
 
 def _of_tables(paths: Sequence[Path]) -> dict[str, list[_Measurement]]:
     found: dict[str, dict[tuple[str, ...], _Measurement]] = {}
     for path in paths:
         # A file of somebody else, or a damaged one, is no reason to train nothing.
-        with contextlib.suppress(ReproduceError):
+        with contextlib.suppress(ReproduceError, OSError):
             for record in sheets.read(path):
-                if record.text("status") == "finished" and record.text("seconds_per_epoch"):
-                    run = tuple(record.text(name) for name in ("epochs", "seed", "date"))
-                    found.setdefault(record.text("recipe"), {})[run] = _Measurement(
-                        record.number("seconds_per_epoch") or 0.0,
-                        record.text("device"),
-                        record.count("threads"),
-                    )
+                with contextlib.suppress(ReproduceError):
+                    if record.text("status") == "finished" and record.text("seconds_per_epoch"):
+                        run = tuple(record.text(name) for name in ("epochs", "seed", "date"))
+                        measured = _Measurement(
+                            record.number("seconds_per_epoch") or 0.0,
+                            record.text("device"),
+                            record.text("device_kind") or "cpu",
+                            record.count("threads"),
+                        )
+                        found.setdefault(record.text("recipe"), {})[run] = measured
     return {recipe: list(runs.values()) for recipe, runs in found.items()}
 
 
@@ -131,10 +157,15 @@ def _of_runs(folders: Sequence[Path]) -> dict[str, list[_Measurement]]:
     found: dict[str, list[_Measurement]] = {}
     for folder in folders:
         summary = read_summary(folder)
-        seconds = summary.get("seconds_per_epoch")
-        if summary.get("status") == "finished" and seconds is not None:
+        if summary.get("status") != "finished":
+            continue
+        with contextlib.suppress(KeyError, TypeError, ValueError):  # a summary of somebody else
             hardware = summary["hardware"]
-            device = str(sheets.device_name(hardware))
-            measured = _Measurement(float(seconds), device, int(hardware["torch_threads"]))
-            found.setdefault(summary["name"], []).append(measured)
+            measured = _Measurement(
+                float(summary["seconds_per_epoch"]),
+                str(sheets.device_name(hardware)),
+                sheets.device_kind(hardware) or "cpu",
+                int(hardware["torch_threads"]),
+            )
+            found.setdefault(str(summary["name"]), []).append(measured)
     return found

@@ -18,6 +18,9 @@ from torchadder.training.recipe import RecipeError, read_recipe
 
 SETTINGS = "settings.json"
 
+JOINED = "joined.json"
+"""Says which folders a table was joined from, and that it may be joined anew."""
+
 _OWN_FILES = (".lock", SETTINGS, "runs")
 
 Stage = Literal["new", "begun", "interrupted", "finished"]
@@ -62,8 +65,8 @@ def parse_settings(path: Path) -> Settings:
     """
     try:
         settings = Settings(**json.loads(path.read_text(encoding="utf-8")))
-        if not isinstance(settings.overrides, dict):
-            raise TypeError("overrides are no mapping")
+        if not isinstance(settings.table, str) or not isinstance(settings.overrides, dict):
+            raise TypeError("a name as table and a mapping as overrides are wanted")
         return settings
     except (ValueError, TypeError) as error:
         raise ReproduceError(f"{path}: damaged: {' '.join(str(error).split())}") from error
@@ -83,8 +86,9 @@ def settle(plan: Plan) -> Settings:
     wanted = {key: value for key, value in plan.overrides.items() if key not in NEUTRAL}
     if found is None:
         if output.exists() and (not output.is_dir() or holds_strangers(output, _OWN_FILES)):
+            kind = "a joined table" if (output / JOINED).is_file() else "no table"
             raise ReproduceError(
-                f"output {str(output)!r} exists and holds no table; nothing in it is overwritten: "
+                f"output {str(output)!r} exists and holds {kind}; nothing in it is overwritten: "
                 "choose another folder"
             )
         found = Settings(plan.table.name, wanted, [], [], [])

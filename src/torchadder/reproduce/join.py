@@ -14,8 +14,8 @@ from typing import Any
 
 from torchadder.atomic import remove_temporaries, write_atomically
 from torchadder.reproduce import drawing, sheets, writing
+from torchadder.reproduce.folder import JOINED
 from torchadder.reproduce.origins import (
-    JOINED,
     PICTURES,
     Origin,
     check_output,
@@ -128,12 +128,13 @@ def _make_jobs(
         try:
             made = make_jobs([rows[recipe]], output, sorted(budgets), sorted(seeds), overrides)
         except RecipeError as error:
-            # Around the reason stands advice for those who train.
-            reason = error.__cause__ if isinstance(error.__cause__, RecipeError) else error
-            raise ReproduceError(
-                f"join: row {rows[recipe].key} cannot have been trained so: {reason}; leave it "
-                "out with --rows"
-            ) from error
+            message = f"join: row {rows[recipe].key} cannot have been trained so: "
+            if isinstance(error.__cause__, RecipeError):
+                # The budget is the reason; around it stands advice for those who train.
+                message += f"{error.__cause__}; leave it out with --rows"
+            else:
+                message += str(error)
+            raise ReproduceError(message) from error
         jobs |= {(job.epochs, recipe, job.seed): job for job in made}
     return jobs
 
@@ -164,8 +165,8 @@ def _progress(run: Run) -> tuple[bool, int, bool]:
 
 
 def _figures(record: Record, table: Table) -> list[str]:
-    """By which a run is told from another; as text, because NaN differs from itself."""
-    return [record.text(column) for column in sheets.measured_columns(table)]
+    """What came of a run; as text, because a loss of NaN differs from itself."""
+    return [record.text(column) for column in sheets.outcome_columns(table)]
 
 
 def _read_arithmetic(folders: Sequence[Path]) -> dict[str, Arithmetic | None]:

@@ -13,12 +13,15 @@ from typing import Any
 
 from torchadder.report.style import THEMES
 from torchadder.reproduce import sheets, writing
-from torchadder.reproduce.folder import SETTINGS, changed_key, holds_strangers, parse_settings
+from torchadder.reproduce.folder import (
+    JOINED,
+    SETTINGS,
+    changed_key,
+    holds_strangers,
+    parse_settings,
+)
 from torchadder.reproduce.plan import NEUTRAL, ReproduceError, check_overrides
 from torchadder.reproduce.tables import Table
-
-JOINED = "joined.json"
-"""Says which folders a table was joined from, and that it may be joined anew."""
 
 PICTURES = tuple(f"table{theme.suffix}.png" for theme in THEMES)
 
@@ -115,7 +118,7 @@ def _read_origin(folder: Path) -> Origin:
 
 
 def _read_joined(folder: Path) -> Origin:
-    """The same of a folder that holds a joined table."""
+    """Table and settings of a folder that holds a joined table."""
     path = folder / JOINED
     try:
         values = json.loads(path.read_text(encoding="utf-8"))

@@ -205,6 +205,13 @@ class Source:
     table: str
     left_out: tuple[str, ...] = ()
 
+    def say_left_out(self, mark: str = "") -> str:
+        """Which runs were left out and why, with a mark around the folder's path."""
+        return (
+            f"left out of {mark}{self.folder}{mark}, because another folder with other figures is "
+            f"named before it: {'; '.join(self.left_out)}"
+        )
+
 
 @dataclass(frozen=True)
 class Results:

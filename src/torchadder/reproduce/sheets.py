@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import csv
 import io
+import math
 import typing
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -37,19 +38,21 @@ def metrics_by_column(table: Table) -> dict[str, str]:
     }
 
 
-def measured_columns(table: Table) -> list[str]:
-    """Columns of `runs.csv` by which one training differs from another, in their order."""
+def outcome_columns(table: Table) -> list[str]:
+    """Columns of `runs.csv` with what came of a training, in their order."""
     figure, *others = metrics_by_column(table)
-    return [
-        *("row", "recipe", "epochs", "seed", "status", "finished_epochs"),
-        *(figure, f"best_{figure}", *others),
-        *("val_loss", "seconds_per_epoch", "date"),
-    ]
+    return ["status", "finished_epochs", figure, f"best_{figure}", *others, "val_loss"]
 
 
 def runs_text(results: Results) -> str:
     """The content of `runs.csv`, one line for each run."""
-    columns = [*measured_columns(results.table), *_MACHINE, "torch", "torchadder"]
+    columns = [
+        *("row", "recipe", "epochs", "seed"),
+        *outcome_columns(results.table),
+        *("seconds_per_epoch", "date"),
+        *_MACHINE,
+        *("torch", "torchadder"),
+    ]
     return _text(columns, [_run_cells(results.table, run) for run in results.runs])
 
 
@@ -66,9 +69,14 @@ def device_name(hardware: Mapping[str, Any]) -> str | None:
     return hardware.get("gpu" if is_gpu else "cpu")
 
 
+def device_kind(hardware: Mapping[str, Any]) -> str | None:
+    """The kind of what a run was trained on, "cpu" or "cuda", as far as its summary says it."""
+    kind = hardware.get("device")
+    return None if kind is None else str(kind).partition(":")[0]
+
+
 def _run_cells(table: Table, run: Run) -> dict[str, Any]:
     hardware, versions = run.summary.get("hardware", {}), run.summary.get("versions", {})
-    kind = hardware.get("device")
     figure = table.figure.key
     shares = {
         column: run.metrics.get(name)
@@ -90,7 +98,7 @@ def _run_cells(table: Table, run: Run) -> dict[str, Any]:
         "date": run.summary.get("date"),
         "device": device_name(hardware),
         "threads": hardware.get("torch_threads"),
-        "device_kind": kind and str(kind).partition(":")[0],
+        "device_kind": device_kind(hardware),
         "num_devices": hardware.get("num_devices"),
         "instruction_set": hardware.get("instruction_set"),
         "torch": versions.get("torch"),
@@ -173,9 +181,12 @@ class Record:
         """A cell that may be empty: None then."""
         text = self.text(column)
         try:
-            return float(text) if text else None
+            number = float(text) if text else None
         except ValueError:
             raise self.refused(f"{column} = {text!r}: a number is wanted") from None
+        if number is not None and not math.isfinite(number) and column != "val_loss":
+            raise self.refused(f"{column} = {text!r}: a finite number is wanted")
+        return number
 
     def count(self, column: str) -> int:
         """A cell that must not be empty."""
@@ -227,6 +238,8 @@ def read_run(record: Record, job: Job, table: Table) -> Run:
         raise record.refused(f"unknown status {stage!r}")
     shares = {name: record.number(column) for column, name in metrics_by_column(table).items()}
     metrics = {name: share / 100 for name, share in shares.items() if share is not None}
+    if stage == "finished" and table.figure.column not in metrics:
+        raise record.refused(f"{table.figure.key} is empty, though the run is finished")
     loss, best = record.number("val_loss"), record.number(f"best_{table.figure.key}")
     return Run(
         job=job,

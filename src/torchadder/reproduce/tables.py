@@ -330,8 +330,8 @@ _SMALL_NOTE = (
 )
 
 _ABLATION_NOTE = (
-    "Each row changes one thing in PKKD with alpha = beta = 5; no kernel with a fixed teacher, and "
-    "alpha and beta at once, two."
+    "Each row changes one thing in PKKD with alpha = beta = 5; those with a fixed teacher and "
+    "without kernel, or with another alpha and beta, change two."
 )
 
 _CIFAR_NOTE = (

@@ -188,12 +188,7 @@ def _sources(results: Results) -> list[str]:
     makers = f", whose runs were made by {', '.join(versions)}" if versions else ""
     return [
         f"* joined from {names}{makers}",
-        *(
-            f"* left out of `{source.folder}`, because another folder with other figures is named "
-            f"before it: {'; '.join(source.left_out)}"
-            for source in results.joined
-            if source.left_out
-        ),
+        *(f"* {source.say_left_out('`')}" for source in results.joined if source.left_out),
     ]
 
 
