@@ -245,11 +245,13 @@ def share_of_norm(inputs, gradient, momentum, rows):
     output.backward(gradient[rows[rank]])
     results = [output, own.grad, layer.weight.grad, layer.bias.grad]
     results += [layer.running_mean, layer.running_var]
+    of_batches = sync_batchnorm.AllReduceBatchNorm(len(layer.weight), track_running_stats=False)
+    results += [of_batches.to(inputs.dtype).eval()(own)]
     return [value.detach().numpy() for value in results]
 
 
 def disagree(kind):
-    """Two ways in which processes fail together; returns nothing."""
+    """Ways in which processes fail together; returns nothing."""
     from torchadder.training import distributed
     from torchadder.training.recipe import TrainerConfig
 
@@ -257,4 +259,6 @@ def disagree(kind):
     rank = dist.get_rank()
     if kind == "first":
         distributed.on_first(lambda: int("seven"))
+    if kind == "bytes":  # an error that cannot be made from its text
+        distributed.on_first(lambda: b"\xff".decode())
     distributed.together(lambda: int("seven" if rank == 1 else "7"))

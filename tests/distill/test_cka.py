@@ -107,5 +107,7 @@ def test_too_few_samples(adder_net, conv_net, taps):
         linear_cka(torch.randn(3, 2), torch.randn(3, 2))
     with pytest.raises(ValueError, match=r"same samples on both sides, .* got 5 and 6"):
         linear_cka(torch.randn(5, 2), torch.randn(6, 2))
+    with pytest.raises(ValueError, match=r"has no layer 'body\.77'"):
+        layer_alignment(adder_net(), conv_net(), ["body.77"], torch.randn(4, 2, 8, 8))
     with pytest.raises(ValueError, match="at least 4 images, got 2"):
         layer_alignment(adder_net(), conv_net(), taps, torch.randn(2, 2, 8, 8))

@@ -201,6 +201,12 @@ def test_bad_arguments():
             LaplacianKernel(limit=limit)
 
 
+@pytest.mark.parametrize("sigma", [0.0, -1.0, math.nan])
+def test_sigma_is_positive(sigma):
+    with pytest.raises(ValueError, match=f"sigma must be a positive number, got {sigma}"):
+        exponential_kernel(torch.ones(2), sigma)
+
+
 def test_another_limit():
     output = torch.tensor([[-40.0], [40.0]])
     values = kernel_for(nn.Conv2d(1, 1, 1), limit=0.5).eval()(output)

@@ -162,6 +162,14 @@ def test_fsp_matrix_by_hand():
     torch.testing.assert_close(pooled, torch.tensor([[[4.0 * 5.0]]]))
 
 
+def test_fsp_matrix_of_sequences_and_volumes():
+    first, second = torch.tensor([[[1.0, 2.0, 3.0, 4.0]]]), torch.tensor([[[1.0, 5.0]]])
+    torch.testing.assert_close(fsp_matrix(first, second), torch.tensor([[[(2.0 + 20.0) / 2]]]))
+    volume = torch.arange(8.0).view(1, 1, 2, 2, 2)
+    got = fsp_matrix(volume, torch.full((1, 1, 1, 1, 1), 3.0))
+    torch.testing.assert_close(got, torch.tensor([[[7.0 * 3.0]]]))
+
+
 def test_fsp_by_hand(conv_net):
     fsp = FSP(conv_net(), conv_net(), taps=STAGES)
     one, two = torch.ones(3, 1, 2, 2), torch.full((3, 2, 2, 2), 2.0)
@@ -301,9 +309,9 @@ def test_patterns(adder_net, conv_net):
         "layer1.0.conv1",
         *blocks,
     )
-    assert AT(*nets, taps=["layer?"]).taps == ("layer1", "layer2", "layer3")
     with pytest.raises(ValueError, match=r"no layer fits the pattern 'stage\*'; there are layer1"):
         PKKD(*nets, taps=["stage*"])
+    assert AT(*nets, taps=["layer?"]).taps == ("layer1", "layer2", "layer3")
 
 
 @pytest.mark.parametrize(

@@ -403,6 +403,17 @@ def test_bad_arguments(adder_net, conv_net):
         PKKD(student, student)
 
 
+def test_nets_that_are_trained_are_not_frozen(adder_net, conv_net):
+    teacher = conv_net()
+    PKKD(adder_net(), teacher, progressive=False)  # it is fixed from here on
+    with pytest.raises(ValueError, match=r"trains the teacher, of which no .* teacher.requires_gr"):
+        PKKD(adder_net(), teacher)
+    teacher.requires_grad_(True)
+    PKKD(adder_net(), teacher)
+    with pytest.raises(ValueError, match="trains the student"):
+        PKKD(adder_net().requires_grad_(False), conv_net())
+
+
 def test_maps_of_another_size(adder_net, conv_net):
     teacher = conv_net()
     teacher.body[0].stride = (1, 1)

@@ -3,6 +3,7 @@
 import pytest
 import torch
 from torch import nn
+from torch.nn import functional as F
 
 import rank_jobs
 import ranks
@@ -253,7 +254,9 @@ def test_a_parameter_without_a_gradient_is_named(digits, tmp_path):
     assert outcomes[0].error[1].endswith("these parameters do not: model.idle")
 
 
-@pytest.mark.parametrize(("kind", "words"), [("first", "'seven'"), ("any", "rank 1: ")])
+@pytest.mark.parametrize(
+    ("kind", "words"), [("first", "'seven'"), ("any", "rank 1: "), ("bytes", "can't decode byte")]
+)
 def test_processes_fail_together(kind, words):
     outcomes = ranks.start(rank_jobs.disagree, kind, world_size=2).outcomes()
     assert [outcome.error[0] for outcome in outcomes] == ["ValueError"] * 2
@@ -292,5 +295,7 @@ def test_synchronised_norm_is_batch_norm_of_all_rows(momentum):
         torch.testing.assert_close(shares[rank][1], whole.grad[rows[rank]])
         torch.testing.assert_close(shares[rank][4], layer.running_mean)
         torch.testing.assert_close(shares[rank][5], layer.running_var)
+        own_alone = F.batch_norm(inputs[rows[rank]], None, None, training=True)
+        torch.testing.assert_close(shares[rank][6], own_alone)
     torch.testing.assert_close(shares[0][2] + shares[1][2], layer.weight.grad)
     torch.testing.assert_close(shares[0][3] + shares[1][3], layer.bias.grad)

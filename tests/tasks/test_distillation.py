@@ -294,7 +294,7 @@ def test_files_from_before_there_were_other_methods_can_be_read():
         ),
         (
             {"method": "snapshot", "distill.ramp": "teacher"},
-            "ramp = 'teacher': none or epochs, because no teacher is trained",
+            r"ramp = 'teacher': none or epochs \(a fixed teacher makes no progress\) is wanted",
         ),
         ({"method": "snapshot", "epochs": 3}, r"distill\.cycles = 4: 2 \.\. epochs = 3 is wanted"),
         (

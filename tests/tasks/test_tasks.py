@@ -122,6 +122,26 @@ def test_each_net_gets_the_gradient_of_its_own_loss():
         assert torch.equal(got.grad, want.grad)
 
 
+def test_each_gradient_is_clipped_on_its_own():
+    """The teacher's weights are those of a teacher whose student learns from the labels alone."""
+    weights = []
+    for alpha_and_beta in (0.0, 5.0):
+        module = distillation(alpha=alpha_and_beta, beta=alpha_and_beta)
+        train(module, num_batches=2, epochs=1, gradient_clip_val=0.5)
+        weights.append([p.detach() for p in module.distiller.teacher.parameters()])
+    for got, want in zip(*weights, strict=True):
+        assert torch.equal(got, want)
+
+    module = distillation()
+    module.objective(*batch()).backward()
+    module.configure_gradient_clipping(torch.optim.SGD(module.parameters(), lr=1.0), 0.5)
+    of_teacher = list(module.distiller.teacher.parameters())
+    others = [*module.distiller.student.parameters(), *module.distiller.own_parameters()]
+    for part in (of_teacher, others):
+        norm = torch.nn.utils.get_total_norm([p.grad for p in part if p.grad is not None])
+        assert float(norm) == pytest.approx(0.5, rel=1e-4)
+
+
 def test_both_nets_and_the_loss_train_in_one_optimizer():
     module = distillation()
     before = {name: value.clone() for name, value in module.distiller.named_parameters()}

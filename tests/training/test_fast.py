@@ -1,6 +1,8 @@
 """What keeps a device busy changes nothing that is trained: cache, compiler, graph, rare checks."""
 
+import copy
 import csv
+import functools
 import json
 import math
 from types import SimpleNamespace
@@ -11,7 +13,9 @@ import torch
 
 import torchadder
 from short_runs import assert_rounding_only, batch, distance, distillation, recipe, weights
-from torchadder.tasks import Classification
+from torchadder import models
+from torchadder.distill import METHODS
+from torchadder.tasks import Classification, Distillation
 from torchadder.training import NonFiniteError, RecipeError, fit, resume
 from torchadder.training.checkpoint_io import read_state
 from torchadder.training.graph import FastStep, record
@@ -290,6 +294,46 @@ def test_a_compiled_step_computes_the_same(monkeypatch):
     wanted = {"mode": "max-autotune-no-cudagraphs", "dynamic": False, "fullgraph": True}
     assert compiled == [wanted]
     assert not any(module._forward_hooks for module in task.modules())
+
+
+def without_code(monkeypatch):
+    """Lets `torch.compile` trace a function, but run the traced graph as it is."""
+    real = torch.compile
+    monkeypatch.setattr(torch, "compile", functools.partial(real, backend="eager"))
+
+
+@pytest.mark.parametrize("method", sorted(METHODS))
+def test_the_step_of_every_method_is_one_graph(monkeypatch, method):
+    without_code(monkeypatch)
+    torch.manual_seed(0)
+    nets = [models.lenet5_bn()]
+    if METHODS[method].wants_teacher:
+        nets.append(models.lenet5_bn(conv="conv"))
+    task = Distillation(METHODS[method](*nets), num_classes=10)
+    plain = copy.deepcopy(task)
+    fast = FastStep(task, compile=True)
+    for _ in range(3):
+        torch.manual_seed(1)
+        want = plain.loss_and_sums(*batch())[0]
+        torch.manual_seed(1)
+        got = fast(*batch())[0]
+        assert torch.equal(got, want)
+    assert fast._compiled is not None
+    fast.close()
+    assert not any(module._forward_pre_hooks for module in task.modules())
+
+
+def test_the_first_size_of_a_batch_is_compiled(monkeypatch):
+    without_code(monkeypatch)
+    task = distillation()
+    fast = FastStep(task, compile=True)
+    images, labels = batch()
+    fast(images, labels)  # as it is: the scales of the kernels are not known
+    fast(images[:3], labels[:3])
+    assert fast._compiled is None
+    fast(images, labels)
+    assert fast._compiled is not None
+    fast.close()
 
 
 class Asking(torch.nn.Module):

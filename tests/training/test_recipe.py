@@ -39,6 +39,10 @@ def test_overrides_take_precedence_over_the_file_and_the_file_over_defaults(tmp_
         ({"data.device_cache": "maybe"}, r"cache = maybe: one of true, false, auto is wanted$"),
         ({"model.head": "softmax"}, r"model.head = softmax: one of slac, null is wanted$"),
         ({"trainer.limit_train_batches": 1.5}, r"an int of at least 1 or a float in \(0, 1\]"),
+        (
+            {"trainer.gradient_clip": -1.0},
+            r"gradient_clip = -1.0: a positive number or null is want",
+        ),
         ({"trainer.precision": "bf16-true"}, r"precision = 'bf16-true': 32-true, 64-true, bf16-m"),
         ({"trainer.precision": "16-true"}, r"precision = '16-true': 32-true, 64-true, bf16-mixed"),
         ({"schedule.min_lr": 1.0}, r"schedule.min_lr = 1.0: 0 .. optimizer.lr=0.1"),

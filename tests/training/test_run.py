@@ -150,6 +150,17 @@ def test_an_interrupted_run_goes_on_bit_by_bit(tmp_path, method, epoch, batch):
     assert result.metrics["best_epoch"] == straight.metrics["best_epoch"]
 
 
+class StopAfter(lightning.Callback):
+    """Stops a run after some epochs."""
+
+    def __init__(self, num_epochs):
+        self.num_epochs = num_epochs
+
+    def on_train_epoch_start(self, trainer, task):
+        if trainer.current_epoch == self.num_epochs:
+            raise RuntimeError("stopped")
+
+
 class StopAtTheEnd(lightning.Callback):
     """Stops a run between its last checkpoint and its summary."""
 
@@ -211,6 +222,8 @@ def test_a_recipe_that_cannot_run_leaves_no_folder(tmp_path):
         {"model.name": "resnet21"},
         {"model.kwargs": {"depth": 3}},
         {"data.source": "./nowhere"},
+        {"trainer.limit_train_batches": 0.001},
+        {"trainer.limit_val_batches": 0.001},
     ):
         with pytest.raises(ValueError, match=r".") as caught:
             fit(recipe(**overrides), output=tmp_path / "run")
@@ -264,6 +277,26 @@ def test_resume_refuses_what_it_cannot_continue(finished, tmp_path):
     checkpoint.unlink()
     with pytest.raises(CheckpointError, match=r"last.ckpt is missing, though metrics.csv has"):
         resume(copy)
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda text: text[: len(text) // 2], "metrics.csv is damaged, remove it to go on without"),
+        (lambda text: text.replace("epoch", "time", 1), "its end or its column of epochs"),
+        (lambda text: text.replace("\r\n2,", "\r\nx,"), "metrics.csv is damaged.*'x'"),
+    ],
+)
+def test_a_damaged_table_is_named(tmp_path, damage, message):
+    with pytest.raises(RuntimeError, match="stopped"):
+        fit(recipe(epochs=4), output=tmp_path / "run", callbacks=[StopAfter(3)])
+    table = tmp_path / "run" / "metrics.csv"
+    table.write_bytes(damage(table.read_bytes().decode()).encode())
+    with pytest.raises(CheckpointError, match=message) as caught:
+        resume(tmp_path / "run")
+    assert "\n" not in str(caught.value)
+    table.unlink()
+    assert [row["epoch"] for row in resume(tmp_path / "run").history] == [4]
 
 
 def test_initial_weights_of_another_net_are_refused(finished, tmp_path):

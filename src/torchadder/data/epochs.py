@@ -60,6 +60,11 @@ class EpochData(lightning.LightningDataModule):
             )
         return BatchPlan(len(self.train), self.batch_size, world_size)
 
+    def num_val_batches(self, world_size: int) -> int:
+        """Batches that the validation images make in the process with the fewest of them."""
+        batch_size = max(1, (self.eval_batch_size or self.batch_size) // world_size)
+        return -(-(len(self.val) // world_size) // batch_size)
+
     def _sampler(self, images: Sized, *, shuffle: bool) -> EpochSampler:
         rank, world_size = self._place()
         sampler = EpochSampler(

@@ -71,7 +71,8 @@ class Distiller(nn.Module, ABC):
             which hooks that stay cannot see.
 
     Raises:
-        ValueError: the nets share parameters, or a teacher is missing.
+        ValueError: the nets share parameters, a teacher is missing, or a net that is to be trained
+            is frozen (as a teacher is once a method has had it as a fixed one).
     """
 
     wants_teacher: ClassVar[bool] = True
@@ -97,6 +98,15 @@ class Distiller(nn.Module, ABC):
             id(parameter) in of_student for parameter in teacher.parameters()
         ):
             raise ValueError("student and teacher share parameters; they must be separate nets")
+        trained = {"student": student}
+        if progressive and teacher is not None:
+            trained["teacher"] = teacher
+        for side, net in trained.items():
+            if not any(parameter.requires_grad for parameter in net.parameters()):
+                raise ValueError(
+                    f"{type(self).__name__} trains the {side}, of which no parameter requires a "
+                    f"gradient; {side}.requires_grad_(True) thaws it"
+                )
         self.student = student
         self.teacher = teacher
         self.progressive = progressive

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from torch import Tensor, nn
@@ -51,6 +51,8 @@ class Dropout(Distiller):
             raise ValueError("Dropout takes no teacher: the student learns from the labels alone")
         super().__init__(student, None, progressive=False)
         self.dropout = dropout
+        self._is_held = False
+        self._is_dropping = False
         self.dropped = (find_head(student),) if taps is None else name_layers(student, taps)
 
     @property
@@ -64,12 +66,39 @@ class Dropout(Distiller):
         """Return no terms."""
         return {}
 
+    @contextlib.contextmanager
+    def hold_taps(self) -> Iterator[None]:
+        """Let the hooks stay for a `with` block, in which `forward` can be compiled as a whole."""
+        with super().hold_taps(), self._hooks():
+            self._is_held = True
+            try:
+                yield
+            finally:
+                self._is_held = False
+
     def run_student(self, inputs: Tensor) -> NetOutput:
         """Run the student with dropout, if it trains."""
         if not self.training or not self.dropout:
             return super().run_student(inputs)
+        if self._is_held:
+            return self._run_dropping(inputs)
+        with self._hooks():
+            return self._run_dropping(inputs)
+
+    def _run_dropping(self, inputs: Tensor) -> NetOutput:
+        self._is_dropping = True
+        try:
+            return super().run_student(inputs)
+        finally:
+            self._is_dropping = False
+
+    @contextlib.contextmanager
+    def _hooks(self) -> Iterator[None]:
+        """Hooks that drop while `_run_dropping` is at work."""
 
         def drop(layer: nn.Module, arguments: Any) -> Any:
+            if not self._is_dropping:
+                return None
             first, *rest = arguments
             return (F.dropout(first, self.dropout), *rest)
 
@@ -77,4 +106,4 @@ class Dropout(Distiller):
             for name in self.dropped:
                 handle = get_layer(self.student, name).register_forward_pre_hook(drop)
                 hooks.callback(handle.remove)
-            return super().run_student(inputs)
+            yield

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import pairwise
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -11,6 +12,13 @@ from torch.nn import functional as F
 
 from torchadder.distill.features import FeatureDistiller
 from torchadder.distill.taps import check_equal_channels
+
+_POOL: dict[int, Any] = {
+    1: F.adaptive_max_pool1d,
+    2: F.adaptive_max_pool2d,
+    3: F.adaptive_max_pool3d,
+}
+"""By the number of dimensions of the positions."""
 
 
 def fsp_matrix(first: Tensor, second: Tensor) -> Tensor:
@@ -20,8 +28,8 @@ def fsp_matrix(first: Tensor, second: Tensor) -> Tensor:
     differ in size, the larger ones are max pooled to the size of the smaller, as in the paper.
 
     Args:
-        first: a, shape (N, C, H, W).
-        second: b, shape (N, D, H', W').
+        first: a, shape (N, C, H, W), or with one or three dimensions of positions.
+        second: b, shape (N, D, H', W') likewise.
 
     Returns:
         Tensor (N, C, D), float32 for half precision maps.
@@ -33,7 +41,7 @@ def fsp_matrix(first: Tensor, second: Tensor) -> Tensor:
     dtype = torch.promote_types(first.dtype, torch.float32)
     size = tuple(min(a, b) for a, b in zip(first.shape[2:], second.shape[2:], strict=True))
     a_NCP, b_NDP = (
-        (maps if maps.shape[2:] == size else F.adaptive_max_pool2d(maps, size)).to(dtype).flatten(2)
+        (maps if maps.shape[2:] == size else _POOL[len(size)](maps, size)).to(dtype).flatten(2)
         for maps in (first, second)
     )
     return a_NCP @ b_NDP.mT / a_NCP.shape[2]

@@ -82,10 +82,15 @@ def exponential_kernel(
     Returns:
         Tensor of the shape of `output`.
 
+    Raises:
+        ValueError: sigma is a number, but not a positive one.
+
     Examples:
         >>> exponential_kernel(torch.tensor([-2.0, 0.0, 2.0]), sigma=1.0)
         tensor([0.3679, 1.0000, 2.7183])
     """
+    if not isinstance(sigma, Tensor) and not sigma > 0:
+        raise ValueError(f"sigma must be a positive number, got {sigma}")
     output = _at_least_float32(output)
     rate = torch.as_tensor(0.5 / sigma**2, dtype=output.dtype, device=output.device)
     return _ClampedExp.apply(output, rate, limit)  # type: ignore[return-value]

@@ -223,8 +223,15 @@ def num_channels(net: nn.Module, name: str) -> int:
 
 
 def get_layer(net: nn.Module, name: str) -> nn.Module:
-    """Return the layer called `name`, whether or not `net` or a part of it is compiled."""
-    return _layers(net)[name]
+    """Return the layer called `name`, whether or not `net` or a part of it is compiled.
+
+    Raises:
+        ValueError: there is none.
+    """
+    layers = _layers(net)
+    if name not in layers:
+        raise ValueError(f"{type(net).__name__} has no layer {name!r}")
+    return layers[name]
 
 
 def module_key(name: str) -> str:

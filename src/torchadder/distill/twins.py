@@ -25,8 +25,8 @@ def check_twin(layer: nn.Module, name: str) -> None:
     is_known = isinstance(layer, nn.Conv1d | nn.Conv2d | Adder1d | Adder2d)
     if not is_known or isinstance(layer.padding, str) or _padding_mode(layer) != "zeros":
         raise ValueError(
-            f"layer {name!r} is {layer}; a kernel of the other kind needs a 1d or 2d layer that "
-            f"pads with a number of zeros"
+            f"layer {name!r} is {layer}; a kernel of the other kind needs one of Conv1d, Conv2d, "
+            "Adder1d and Adder2d, which pads with a number of zeros"
         )
 
 

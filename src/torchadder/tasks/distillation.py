@@ -6,6 +6,7 @@ import contextlib
 from collections.abc import Hashable
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from torchadder.distill import Distiller, cycle_starts, layer_alignment, shared_layers
@@ -23,8 +24,8 @@ class Distillation(Classification):
 
     Both nets see the batch once. The student's loss treats the teacher as a constant and the
     teacher's loss does not know the student, so the two graphs are disjoint and one backward pass
-    of their sum gives each net its own gradient. One optimizer updates both, and the scales and
-    linear maps of the loss, whose weights do not decay.
+    of their sum gives each net its own gradient, which is clipped on its own, too. One optimizer
+    updates both, and the scales and linear maps of the loss, whose weights do not decay.
 
     Logs what `Classification` logs for the student, the same for the teacher with the prefix
     `teacher_`, the parts of the student's loss as `train_<part>`, the strength of its terms in the
@@ -118,6 +119,23 @@ class Distillation(Classification):
             "teacher_train_", output.teacher_loss, output.teacher_logits, labels
         )
         return output.loss + output.teacher_loss, sums
+
+    def configure_gradient_clipping(
+        self,
+        optimizer: torch.optim.Optimizer,
+        gradient_clip_val: float | None = None,
+        gradient_clip_algorithm: str | None = None,
+    ) -> None:
+        """Clips the norm of the teacher's gradients, and that of all others, each on its own."""
+        if gradient_clip_val is None or gradient_clip_algorithm not in (None, "norm"):
+            self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
+            return
+        teacher = self.distiller.teacher
+        of_teacher = set() if teacher is None else set(teacher.parameters())
+        trained = [p for group in optimizer.param_groups for p in group["params"]]
+        for is_of_teacher in (True, False):
+            part = [p for p in trained if (p in of_teacher) is is_of_teacher]
+            torch.nn.utils.clip_grad_norm_(part, gradient_clip_val)
 
     def on_train_epoch_end(self) -> None:
         """Keeps the teacher's training accuracy, for the ramp."""

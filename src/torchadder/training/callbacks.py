@@ -17,6 +17,7 @@ from lightning import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback, EarlyStopping, ModelCheckpoint
 
 from torchadder.atomic import write_atomically
+from torchadder.checkpoint import CheckpointError
 
 FIRST_COLUMNS = (
     "epoch",
@@ -81,7 +82,7 @@ class MetricsTable(Callback):
             if name not in ("loss", "accuracy")
         }
         values |= {
-            "epoch": len(self.rows) + 1,
+            "epoch": trainer.current_epoch + 1,
             "lr": self._lr,
             "seconds": round(time.monotonic() - self._start, 3),
         }
@@ -117,16 +118,28 @@ class MetricsTable(Callback):
 
 
 def read_metrics(path: Path) -> list[dict[str, float]]:
-    """The rows of a `metrics.csv`."""
-    with path.open(newline="", encoding="utf-8") as file:
-        return [
+    """The rows of a `metrics.csv`.
+
+    Raises:
+        CheckpointError: The file is damaged.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+        lines = csv.DictReader(io.StringIO(text, newline=""), strict=True)
+        rows = [
             {
                 name: int(value) if name == "epoch" else float(value)
                 for name, value in row.items()
-                if value
+                if value != ""
             }
-            for row in csv.DictReader(file)
+            for row in lines
         ]
+        if not text.endswith("\n") or any("epoch" not in row for row in rows):
+            raise ValueError("its end or its column of epochs is missing")
+    # A row that is too short or too long has None, or a list, among its values.
+    except (ValueError, TypeError, csv.Error) as error:
+        raise CheckpointError(f"{path} is damaged, remove it to go on without: {error}") from error
+    return rows
 
 
 class RunState(Callback):

@@ -210,7 +210,11 @@ def first_of(error: Exception, counts: bool) -> Exception:
 def _shared(text: Any, rank: int, own: Exception | None) -> Exception:
     """An error that every process raises; only the first one needs to say it."""
     kind, message = text
-    error: Exception = kind(message if rank == 0 else f"rank {rank}: {message}")
+    words = message if rank == 0 else f"rank {rank}: {message}"
+    try:
+        error: Exception = kind(words)
+    except TypeError:  # of those that are made from more than a text, as UnicodeDecodeError
+        error = OSError(words) if issubclass(kind, OSError) else ValueError(words)
     error.__cause__ = own
     error.shared_by_all_ranks = True  # type: ignore[attr-defined]
     return error

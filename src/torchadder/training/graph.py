@@ -59,13 +59,15 @@ class FastStep:
         self.is_shared = is_shared
         self._held = contextlib.ExitStack()
         self._compiled: LossAndSums | None = None
-        self._compiled_for: torch.Size | None = None
+        self._first_size: torch.Size | None = None
         self._key: Hashable = None
         self._recorded: dict[torch.Size, LossAndSums] = {}
 
     def __call__(self, images: Tensor, labels: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         """Loss and sums of a batch, as of the task's `loss_and_sums`."""
         key = self.task.step_key
+        if self._first_size is None:
+            self._first_size = images.shape
         if key is None:
             return self.task.loss_and_sums(images, labels)
         if not self._is_recorded(images):
@@ -94,7 +96,9 @@ class FastStep:
         return self.cuda_graph and images.device.type == "cuda"
 
     def _function_for(self, shape: torch.Size) -> LossAndSums:
-        if self.compile is False or (self.is_shared and self.task.trainer.is_last_batch):
+        if self.compile is False or shape != self._first_size:
+            return self.task.loss_and_sums
+        if self.is_shared and self.task.trainer.is_last_batch:
             return self.task.loss_and_sums
         if self._compiled is None:
             self._held.enter_context(self.task.hold())
@@ -103,8 +107,7 @@ class FastStep:
             self._compiled = torch.compile(
                 self.task.loss_and_sums, mode=mode, dynamic=False, fullgraph=True
             )
-            self._compiled_for = shape
-        return self._compiled if shape == self._compiled_for else self.task.loss_and_sums
+        return self._compiled
 
     @contextlib.contextmanager
     def _explained(self) -> Iterator[None]:

@@ -396,7 +396,8 @@ def _failure(
     if isinstance(error, OSError | CheckpointError):
         return OutputError(f"{_words(error)}; {kept}; {goes_on}")
     if "parameters that were not used in producing the loss" in str(error):
-        idle = [name for name, p in trainer.lightning_module.named_parameters() if p.grad is None]
+        named = trainer.lightning_module.named_parameters()
+        idle = [name for name, p in named if p.requires_grad and p.grad is None]
         return RecipeError(
             "several processes can only train what takes part in the loss; these parameters do "
             f"not: {', '.join(idle) or 'unknown'}"
@@ -410,6 +411,15 @@ def _words(error: Exception) -> str:
     return str(error)
 
 
+def _limited(recipe: Recipe, key: str, num_batches: int) -> int:
+    """The number of batches of an epoch that a key of the recipe leaves."""
+    limit = getattr(recipe.trainer, key)
+    left = min(num_batches, limit if isinstance(limit, int) else int(num_batches * limit))
+    if left < 1:
+        raise RecipeError(f"trainer.{key} = {limit} leaves none of the {num_batches} batches")
+    return left
+
+
 def _trainer(
     recipe: Recipe, data: EpochData, task: TrainingTask, folder: Path, callbacks: list[Callback]
 ) -> lightning.Trainer:
@@ -418,9 +428,8 @@ def _trainer(
     here = distributed.world()
     place = distributed.trainer_options(options, here)
     division = {"world_size": here.size, "num_batches": data.plan(here.size).num_batches}
-    num_batches = division["num_batches"]
-    limit = options.limit_train_batches
-    num_batches = min(num_batches, limit if isinstance(limit, int) else int(num_batches * limit))
+    num_batches = _limited(recipe, "limit_train_batches", division["num_batches"])
+    _limited(recipe, "limit_val_batches", data.num_val_batches(here.size))
     try:
         return lightning.Trainer(
             max_epochs=recipe.epochs,

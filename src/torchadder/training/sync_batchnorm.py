@@ -44,8 +44,7 @@ class AllReduceBatchNorm(_BatchNorm):
 
     def forward(self, input: Tensor) -> Tensor:
         """Normalise, see the class."""
-        uses_batch = self.training or self.running_mean is None
-        if not (uses_batch and in_process_group()):
+        if not (self.training and in_process_group()):
             return super().forward(input)
         self._check_input_dim(input)
         values = input.to(torch.promote_types(input.dtype, torch.float32))
@@ -59,7 +58,7 @@ class AllReduceBatchNorm(_BatchNorm):
         output = centred * torch.rsqrt(variance + self.eps).view(per_channel)
         if self.affine:
             output = output * self.weight.view(per_channel) + self.bias.view(per_channel)
-        if self.training and self.running_mean is not None:
+        if self.running_mean is not None:
             self._update(mean.detach(), (variance * (count / (count - 1))).detach())
         return output.to(input.dtype)
 

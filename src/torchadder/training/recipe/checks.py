@@ -88,6 +88,8 @@ def check_trainer(trainer: TrainerConfig) -> None:
         is_limit = limit >= 1 if isinstance(limit, int) else 0 < limit <= 1
         wanted = "an int of at least 1 or a float in (0, 1]"
         require(is_limit, f"trainer.{key}", limit, wanted)
+    clip = trainer.gradient_clip
+    require(clip is None or clip > 0, "trainer.gradient_clip", clip, "a positive number or null")
     precision = trainer.precision
     require(
         not precision.endswith("-true") or precision in ("32-true", "64-true"),

@@ -98,7 +98,7 @@ def check_distill(distill: DistillConfig, epochs: int) -> None:
         distill.ramp != "teacher" or bool(distill.progressive),
         "distill.ramp",
         distill.ramp,
-        "none or epochs, because no teacher is trained",
+        "none or epochs (a fixed teacher makes no progress)",
     )
     require(
         distill.progressive is not False or distill.teacher_checkpoint is not None,

@@ -320,7 +320,8 @@ class TrainerConfig:
             the CPU. Where torchrun starts the processes, it decides.
         precision: "32-true", "bf16-mixed", "16-mixed" or "64-true".
         accumulate: Batches whose gradients are summed before a step.
-        gradient_clip: Largest norm of the whole gradient; null: no limit.
+        gradient_clip: Largest norm of the whole gradient, of a teacher that is trained, too, on its
+            own; null: no limit.
         limit_train_batches: Number (int) or share (float) of the training batches of an epoch.
         limit_val_batches: Number (int) or share (float) of the validation batches.
         threads: Threads of torch on the CPU; null leaves the number as it is.
