@@ -3,6 +3,8 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
+# The fast tests run in several processes, which share the processor's cores.
+PARALLEL := --numprocesses auto --maxprocesses 4 --dist worksteal
 SOURCES := pyproject.toml CMakeLists.txt $(shell find csrc src -type f -not -name '*.so' -not -path '*__pycache__*' 2>/dev/null)
 
 .PHONY: demo test test-all test-gpu bench lint types docs clean
@@ -11,7 +13,7 @@ demo: $(VENV)/.installed  ## train a CNN, an adder net and a distilled adder net
 	$(BIN)/torchadder demo
 
 test: $(VENV)/.installed-dev  ## the tests, 17 minutes on two cores
-	$(BIN)/python -m pytest -m "not slow"
+	$(BIN)/python -m pytest -m "not slow" $(PARALLEL)
 
 test-all: $(VENV)/.installed-dev  ## the slow tests too, among them the sanitizers
 	$(BIN)/python -m pytest

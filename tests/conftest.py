@@ -1,9 +1,15 @@
 """A hostile world for the tests: NaN in fresh memory, warnings as errors, one seed."""
 
+import os
 import sys
 
 import pytest
-import torch
+
+WORKERS = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
+if WORKERS > 1:  # before torch reads it; programs that the tests start read it, too
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // WORKERS)))
+
+import torch  # noqa: E402
 
 
 def pytest_addoption(parser):

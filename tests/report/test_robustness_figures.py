@@ -43,6 +43,7 @@ def test_names_of_classes_are_no_formulas(tmp_path):
     clean = torch.full((2, 3, 4, 4), 0.5)
     examples = Examples("PGD-7", clean, clean, torch.tensor([0, 1]), torch.tensor([1, 0]))
     save([perturbed(examples, 0.1, names, theme) for theme in THEMES], tmp_path, "images")
+    assert {path.name for path in tmp_path.iterdir()} == {"images.png", "images-dark.png"}
 
 
 def test_files(tmp_path):
