@@ -12,7 +12,7 @@ SOURCES := pyproject.toml CMakeLists.txt $(shell find csrc src -type f -not -nam
 demo: $(VENV)/.installed  ## train a CNN, an adder net and a distilled adder net on real digits
 	$(BIN)/torchadder demo
 
-test: $(VENV)/.installed-dev  ## the tests, 17 minutes on two cores
+test: $(VENV)/.installed-dev  ## the tests, nine minutes on two cores
 	$(BIN)/python -m pytest -m "not slow" $(PARALLEL)
 
 test-all: $(VENV)/.installed-dev  ## the slow tests too, among them the sanitizers

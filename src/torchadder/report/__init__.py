@@ -24,7 +24,7 @@ _NAMES = {
     "write_run_report": "torchadder.report.run_report",
 }
 
-__all__ = list(_NAMES)
+__all__ = ["Comparison", "write_comparison", "write_run_report"]
 
 
 def __getattr__(name: str) -> Any:
