@@ -152,6 +152,7 @@ def changes(name, base):
         ("sum", {"beta"}),
         ("fixed", {"progressive", "teacher_checkpoint"}),
         ("fixed_nokernel", {"progressive", "teacher_checkpoint", "kernel"}),
+        ("fixed_ramp", {"progressive", "teacher_checkpoint", "ramp", "ramp_epochs"}),
         ("stageends", {"taps"}),
         ("sharedinit", {"shared_init"}),
         ("ramp", {"ramp", "ramp_epochs"}),

@@ -59,6 +59,7 @@ FIXED_TEACHER = frozenset(
         "kd",
         "pkkd_fixed",
         "pkkd_fixed_nokernel",
+        "pkkd_fixed_ramp",
         "at",
         "sp",
         "fsp",
@@ -209,6 +210,7 @@ _ABLATION = {
     "pkkd_fixed": "fixed teacher",
     "pkkd_nokernel": "no kernel",
     "pkkd_fixed_nokernel": "no kernel, fixed teacher",
+    "pkkd_fixed_ramp": "ramp over the epochs, fixed teacher",
     "pkkd_gaussian": "Gaussian kernels on both sides",
     "pkkd_laplacian": "Laplacian kernels on both sides",
     "pkkd_magnitude": "kernels scaled by magnitude",
@@ -331,7 +333,7 @@ _SMALL_NOTE = (
 
 _ABLATION_NOTE = (
     "Each row changes one thing in PKKD with alpha = beta = 5; those with a fixed teacher and "
-    "without kernel, or with another alpha and beta, change two."
+    "something else, and those with another alpha and beta, change two."
 )
 
 _CIFAR_NOTE = (
