@@ -1,4 +1,4 @@
-"""`torchadder diagnose`: what PKKD's kernels do to two nets, or how stable several nets trained."""
+"""`torchadder diagnose`: what PKKD's kernels and a loss do to nets, how stable nets trained."""
 
 from __future__ import annotations
 
@@ -17,6 +17,9 @@ def add_arguments(parser: ArgumentParser) -> None:
         "Prints, layer by layer, how far features and weights are from a Laplace and from a normal "
         "distribution, and student from teacher, before and behind the kernels: Wasserstein-1 "
         "distances in standard deviations. Writes diagnosis.json, two CSV tables and two figures. "
+        "With --gradients: how hard each term of a distillation loss pulls at the weights of each "
+        "layer of the student, on training images; writes gradients.json, gradients.csv and a "
+        "figure. "
         "With --stability: compares what runs trained with --trainer.record_stability recorded, "
         "and predicts their output variances; writes stability.html, stability.json, "
         "predictions.csv and figures. --debug shows the traceback of an error."
@@ -30,6 +33,11 @@ def add_arguments(parser: ArgumentParser) -> None:
         help="Compare variances, batch norm's movement and gradients of runs.",
     )
     parser.add_argument(
+        "--gradients",
+        action="store_true",
+        help="Compare the gradients of the terms of a distillation loss.",
+    )
+    parser.add_argument(
         "--teacher", type=str | None, help="Run folder of the teacher (default: the run's own)."
     )
     parser.add_argument("--weights", type=str, default="last", help="Epoch: last or best.")
@@ -39,7 +47,8 @@ def add_arguments(parser: ArgumentParser) -> None:
     parser.add_argument(
         "--images",
         type=int | None,
-        help="Validation images to use (default: 128; with --stability 256).",
+        help="Images to use, validation images but for --gradients (default: 128; with --stability "
+        "256).",
     )
     parser.add_argument("--threads", type=int | None, help="Threads of torch on the CPU.")
     parser.add_argument(
@@ -55,12 +64,58 @@ def run(args: Any) -> None:
         raise UserError(f"--weights {args.weights}: last or best is wanted")
     if args.images is not None and args.images < 2:
         raise UserError(f"--images {args.images}: at least 2 are wanted")
+    if args.stability and args.gradients:
+        raise UserError("--stability and --gradients: one of them is wanted")
     if args.stability:
         _compare_stability(args)
     elif len(args.run) > 1:
         raise UserError(f"{len(args.run)} runs: one is wanted, or --stability to compare them")
+    elif args.gradients:
+        _compare_gradients(args)
     else:
         _diagnose_kernels(args)
+
+
+def _compare_gradients(args: Any) -> None:
+    if args.teacher is not None:
+        raise UserError("--teacher: no option of --gradients, which looks at the run's own loss")
+    from torchadder.distill import term_gradients
+    from torchadder.report.gradients import write_gradients
+    from torchadder.training.diagnosis import open_distiller, some_training_images
+
+    set_threads(args.threads)
+    (folder,) = args.run
+    distiller, data = open_distiller(folder, which=args.weights)
+    images, labels = some_training_images(data, args.images or 128)
+    layers = None if args.layers is None else args.layers.split(",")
+    pulls = term_gradients(distiller, images, labels, layers)
+    output = Path(folder) / "diagnosis" if args.output is None else Path(args.output)
+    facts = {"run": str(folder), "weights": args.weights, "num_images": len(images)}
+    _print_gradients(write_gradients(output, pulls, facts))
+    print(f"files: {output}")
+
+
+def _print_gradients(report: dict[str, Any]) -> None:
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+
+    from torchadder.report.gradients import name_of
+
+    title = "Gradient of each term: norm over that of the labels, and cosine with it"
+    table = Table(box=box.SIMPLE_HEAD, title=title)
+    table.add_column("layer", no_wrap=True)
+    for term in report["median"]:
+        table.add_column(name_of(term), justify="right", no_wrap=True)
+        table.add_column("cosine", justify="right", no_wrap=True)
+    by_layer: dict[str, dict[str, Any]] = {}
+    for row in report["gradients"]:
+        by_layer.setdefault(row["layer"], {})[row["term"]] = row
+    for layer, rows in [*by_layer.items(), ("median", report["median"])]:
+        found = [rows[term] for term in report["median"]]
+        cells = [(f"{one['ratio']:.3g}", f"{one['cosine']:.2f}") for one in found]
+        table.add_row(layer, *(cell for pair in cells for cell in pair))
+    Console(soft_wrap=True).print(table)
 
 
 def _compare_stability(args: Any) -> None:

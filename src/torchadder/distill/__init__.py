@@ -17,6 +17,7 @@ from torchadder.distill.dropout import Dropout
 from torchadder.distill.features import FeatureDistiller
 from torchadder.distill.fitnet import FitNet
 from torchadder.distill.fsp import FSP, fsp_matrix
+from torchadder.distill.gradients import Pull, term_gradients
 from torchadder.distill.initial import share_initial_values
 from torchadder.distill.kernels import (
     EXPONENT_LIMIT,
@@ -53,6 +54,7 @@ __all__ = [
     "NetOutput",
     "OutputKernel",
     "PKKDOutput",
+    "Pull",
     "Snapshot",
     "attention_map",
     "capture",
@@ -74,5 +76,6 @@ __all__ = [
     "similarity_matrix",
     "soft_cross_entropy",
     "standardise",
+    "term_gradients",
     "twin_output",
 ]

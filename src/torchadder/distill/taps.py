@@ -386,8 +386,10 @@ def _expand(
     for name in (name.replace(COMPILED, "") for name in names):
         fitting = [name]
         if set(name) & set("*?["):
-            fitting = [each for each in candidates() if _fits(each, name) and each not in found]
-            if not fitting and not any(_fits(each, name) for each in candidates()):
+            fitting = [
+                each for each in candidates() if fits_pattern(each, name) and each not in found
+            ]
+            if not fitting and not any(fits_pattern(each, name) for each in candidates()):
                 known = ", ".join(candidates())
                 raise ValueError(f"taps: no layer fits the pattern {name!r}; there are {known}")
         for each in fitting:
@@ -397,7 +399,7 @@ def _expand(
     return tuple(found)
 
 
-def _fits(name: str, pattern: str) -> bool:
+def fits_pattern(name: str, pattern: str) -> bool:
     """Whether a name fits a shell pattern, part by part between the dots."""
     parts, patterns = name.split("."), pattern.split(".")
     return len(parts) == len(patterns) and all(map(fnmatch.fnmatchcase, parts, patterns))

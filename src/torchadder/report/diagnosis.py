@@ -53,7 +53,7 @@ def write_diagnosis(
     }
     write_atomically(folder / "diagnosis.json", json.dumps(report, indent=2) + "\n")
     for name in ("shapes", "student_teacher"):
-        write_atomically(folder / f"{name}.csv", _csv(report[name]))
+        write_atomically(folder / f"{name}.csv", csv_text(report[name]))
     layers = figures.spread(list(dict.fromkeys(s.layer for s in samples)), MAX_LAYERS)
     shown = [sample for sample in samples if sample.layer in layers]
     for kind in KINDS:
@@ -63,7 +63,8 @@ def write_diagnosis(
     return report
 
 
-def _csv(rows: Sequence[dict[str, Any]]) -> str:
+def csv_text(rows: Sequence[dict[str, Any]]) -> str:
+    """Dicts of the same keys as a CSV file."""
     text = io.StringIO()
     writer = csv.DictWriter(text, list(rows[0]) if rows else [], lineterminator="\n")
     writer.writeheader()

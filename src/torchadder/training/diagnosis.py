@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import Any
 
 import torch
 import yaml
@@ -11,11 +12,11 @@ import yaml
 import torchadder
 from torchadder.checkpoint import CheckpointError
 from torchadder.data import ImageData
-from torchadder.distill import PKKD, shared_layers
+from torchadder.distill import PKKD, Distiller, shared_layers
 from torchadder.tasks import Distillation
 from torchadder.training.assembly import build_task, open_images, without_initial_weights
 from torchadder.training.checkpoint_io import read_state
-from torchadder.training.recipe import RecipeError, from_dict
+from torchadder.training.recipe import Recipe, RecipeError, from_dict
 
 
 def open_pair(
@@ -50,6 +51,36 @@ def open_pair(
         _config(Path(teacher))
         nets = [_weights(Path(run), which) for run in (path, teacher)]
         return _compared(*nets), data
+    distiller = _distiller(path, recipe, data, which)
+    if isinstance(distiller, PKKD) and distiller.taps:
+        return distiller, data
+    assert distiller.teacher is not None
+    return _compared(distiller.student, distiller.teacher), data
+
+
+def open_distiller(
+    folder: str | os.PathLike[str], *, which: str = "last"
+) -> tuple[Distiller, ImageData]:
+    """The loss of a run, with both nets, in evaluation mode on the CPU.
+
+    Args:
+        folder: Run folder.
+        which: "last" or "best" epoch.
+
+    Returns:
+        The loss, and the images of the run, opened.
+
+    Raises:
+        RecipeError: If the folder holds no run, or the run has no teacher.
+        CheckpointError: If weights cannot be read.
+    """
+    path = Path(folder)
+    recipe = from_dict(_config(path), str(path / "config.yaml"))
+    data = open_images(recipe)
+    return _distiller(path, recipe, data, which), data
+
+
+def _distiller(path: Path, recipe: Recipe, data: ImageData, which: str) -> Distiller:
     checkpoint = path / "checkpoints" / f"{which}.ckpt"
     task = build_task(without_initial_weights(recipe), data)
     if not isinstance(task, Distillation) or task.distiller.teacher is None:
@@ -62,11 +93,7 @@ def open_pair(
     except RuntimeError as error:
         words = " ".join(str(error).split())
         raise CheckpointError(f"checkpoint {checkpoint} is of another net: {words}") from error
-    distiller = task.distiller.eval()
-    if isinstance(distiller, PKKD) and distiller.taps:
-        return distiller, data
-    assert distiller.teacher is not None
-    return _compared(distiller.student, distiller.teacher), data
+    return task.distiller.eval()
 
 
 def _compared(student: torch.nn.Module, teacher: torch.nn.Module) -> PKKD:
@@ -76,12 +103,23 @@ def _compared(student: torch.nn.Module, teacher: torch.nn.Module) -> PKKD:
 
 def some_images(data: ImageData, count: int) -> torch.Tensor:
     """The first validation images, at most `count`: (N, C, H, W)."""
-    found: list[torch.Tensor] = []
-    for images, _ in data.val_dataloader():
-        found.append(images)
-        if sum(map(len, found)) >= count:
+    return _first(data.val_dataloader(), count)[0]
+
+
+def some_training_images(data: ImageData, count: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """The first training images of the run, at most `count`, augmented, and their labels (N)."""
+    return _first(data.train_dataloader(), count)
+
+
+def _first(batches: Any, count: int) -> tuple[torch.Tensor, torch.Tensor]:
+    images: list[torch.Tensor] = []
+    labels: list[torch.Tensor] = []
+    for batch in batches:
+        images.append(batch[0])
+        labels.append(batch[1])
+        if sum(map(len, labels)) >= count:
             break
-    return torch.cat(found)[:count]
+    return torch.cat(images)[:count], torch.cat(labels)[:count]
 
 
 def _config(folder: Path) -> dict[str, object]:
