@@ -39,6 +39,7 @@ def test_figure(ratios):
     assert shown == [ratio for ratio in ratios if 0 < ratio < float("inf")]
     assert labels.get_label() == "labels"
     named = [text.get_text() for text in axes.get_xticklabels()]
+    assert not any("$" in text.get_text() for text in axes.get_yticklabels())
     assert ("conv0" in named) == (len(ratios) <= 10)
 
 

@@ -79,7 +79,7 @@ def learning_curves(curves: Sequence[Curve], theme: Theme) -> Figure:
     style_axes(error_axes, theme, title="Error", xlabel="epoch", ylabel="images named wrong in %")
     style_axes(loss_axes, theme, title="Loss", xlabel="epoch", ylabel="cross-entropy in nats")
     for axes in (error_axes, loss_axes):
-        _log_scale(axes)
+        log_scale(axes)
         _epoch_axis(axes)
     handles = [
         *(Line2D([], [], color=theme.nets[c.kind], linewidth=2.4, label=c.label) for c in curves),
@@ -335,7 +335,7 @@ def distillation(
                 label=label,
             )
         style_axes(axes, theme, title=titles[id(group)], xlabel="epoch", ylabel=labels[id(group)])
-        _log_scale(axes)
+        log_scale(axes)
         _epoch_axis(axes)
         legend = axes.legend(
             loc="upper center",
@@ -419,7 +419,7 @@ def _epoch_axis(axes: Axes) -> None:
         axes.set_xlim(low - 0.5, high + 0.5)
 
 
-def _log_scale(axes: Axes) -> None:
+def log_scale(axes: Axes) -> None:
     """A logarithmic scale with plain numbers, where the values differ enough to need one."""
     drawn = [np.asarray(line.get_ydata(), float) for line in axes.get_lines()]
     values = np.concatenate(drawn) if drawn else np.empty(0)

@@ -19,6 +19,7 @@ from torchadder.distill.gradients import LABELS
 from torchadder.provenance import provenance
 from torchadder.report.diagnosis import csv_text
 from torchadder.report.exhibits import PARTS
+from torchadder.report.figures import log_scale
 from torchadder.report.style import THEMES, Theme, new_figure, save, style_axes, style_legend
 
 MAX_NAMED_LAYERS = 10
@@ -84,7 +85,8 @@ def gradients(pulls: Sequence[Pull], theme: Theme) -> Figure:
         xlabel="layer, in the student's order",
         ylabel="norm / norm of the labels'",
     )
-    axes.set_yscale("log")
+    log_scale(axes)
+    axes.set_xlim(0.5, len(layers) + 0.5)
     if len(layers) <= MAX_NAMED_LAYERS:
         axes.set_xticks(places, layers)
     else:
