@@ -14,7 +14,7 @@ PACKAGE = Path(torchadder.__file__).parent
 
 # From the bottom up; a part may import parts of lower layers and its own.
 LAYERS = (
-    ("wording", "processes"),
+    ("wording", "processes", "locks"),
     ("ops",),
     ("functional",),
     ("nn",),

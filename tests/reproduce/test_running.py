@@ -5,6 +5,7 @@ import json
 import pytest
 import yaml
 
+from torchadder import locks
 from torchadder.data import DataError
 from torchadder.reproduce import TABLES, make_plan, reproduce
 from torchadder.reproduce.folder import ReproduceError, locked, stage
@@ -234,6 +235,33 @@ def test_two_processes_do_not_share_a_folder(plan, trainer):
         reproduce(first, say=quiet)
     reproduce(first, say=quiet)
     assert len(trainer.calls) == 3
+
+
+def test_rows_of_other_processes_are_left_to_them(plan, trainer):
+    """One is finished while the first row is trained, one is still at work."""
+    first = plan(budgets=[1])
+    _, finished, busy = first.jobs
+    original = trainer._finish
+
+    def meanwhile(recipe, folder):
+        write_run(finished, [0.75])
+        busy.folder.mkdir(parents=True, exist_ok=True)
+        (busy.folder / "config.yaml").touch()
+        original(recipe, folder)
+
+    trainer._finish = meanwhile
+    said = []
+    busy.folder.mkdir(parents=True)
+    with locks.locked(busy.folder):
+        results = reproduce(first, say=said.append)
+    assert len(trainer.calls) == 1
+    assert [line.num_finished for line in results.lines] == [1, 1, 0]
+    assert any(f"{finished.name}: was finished by another process" in words for words in said)
+    assert any(f"{busy.name}: is trained by another process" in words for words in said)
+    assert (busy.folder / "config.yaml").is_file()
+    trainer._finish = original
+    results = reproduce(first, say=quiet)
+    assert [line.num_finished for line in results.lines] == [1, 1, 1]
 
 
 def test_runs_made_by_hand_are_picked_up(plan, trainer):

@@ -11,9 +11,10 @@ import torch
 import yaml
 
 import torchadder
-from torchadder import recipes
+from torchadder import locks, recipes
 from torchadder.checkpoint import CheckpointError, read_info
 from torchadder.training import NonFiniteError, RecipeError, fit, resume
+from torchadder.training import run as run_module
 from torchadder.training.checkpoint_io import SafetensorsCheckpointIO, read_state
 from torchadder.training.evaluation import evaluate, image_files, open_checkpoint, predict
 
@@ -148,6 +149,27 @@ def test_an_interrupted_run_goes_on_bit_by_bit(tmp_path, method, epoch, batch):
         got = torchadder.load(getattr(result, name)).state_dict()
         assert_same_state(got, torchadder.load(getattr(straight, name)).state_dict())
     assert result.metrics["best_epoch"] == straight.metrics["best_epoch"]
+
+
+def test_two_processes_do_not_share_a_run(tmp_path, monkeypatch):
+    monkeypatch.setattr(run_module, "PATIENCE", 0.2)
+    with pytest.raises(RuntimeError, match="stopped"):
+        fit(recipe(epochs=2), output=tmp_path / "run", callbacks=[StopAfter(1)])
+    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "run").rglob("*")}
+    with (
+        locks.locked(tmp_path / "run"),
+        pytest.raises(RecipeError, match="run': another process is training there") as caught,
+    ):
+        resume(tmp_path / "run")
+    assert "\n" not in str(caught.value)
+    assert {path: path.stat().st_mtime_ns for path in (tmp_path / "run").rglob("*")} == before
+
+    class Look(lightning.Callback):
+        def on_train_start(self, trainer, task):
+            assert locks.is_locked(tmp_path / "run")
+
+    resume(tmp_path / "run", callbacks=[Look()])
+    assert not locks.is_locked(tmp_path / "run")
 
 
 class StopAfter(lightning.Callback):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import json
 import shutil
 from collections.abc import Collection, Iterator, Mapping
@@ -11,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from torchadder import locks
 from torchadder.atomic import is_temporary, write_atomically
 from torchadder.reproduce.plan import NEUTRAL, Job, Plan, ReproduceError, difference
 from torchadder.training.folders import RUN_FILES
@@ -142,9 +142,11 @@ def locked(folder: Path) -> Iterator[None]:
         ReproduceError: If another process is at work there.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    with (folder / ".lock").open("w") as file:
+    file = folder / ".lock"
+    file.touch()
+    with contextlib.ExitStack() as stack:
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            stack.enter_context(locks.locked(file))
         except BlockingIOError as error:
             raise ReproduceError(
                 f"output {str(folder)!r}: another torchadder reproduce is at work there"

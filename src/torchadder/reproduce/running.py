@@ -6,6 +6,7 @@ import functools
 from collections.abc import Callable
 from pathlib import Path
 
+from torchadder import locks
 from torchadder.data import DataError
 from torchadder.reproduce import drawing, folder, writing
 from torchadder.reproduce.plan import Job, Plan, make_jobs
@@ -19,6 +20,7 @@ _WORDS = {
     "new": "begins",
     "begun": "begins again, no epoch was finished",
     "interrupted": "goes on from its last finished epoch",
+    "finished": "was finished by another process",
 }
 
 
@@ -27,7 +29,8 @@ def reproduce(plan: Plan, *, say: Say = print, command: str | None = None) -> Re
 
     Finished runs are left as they are. An interrupted one goes on from its last finished epoch; one
     that was killed before it had finished any begins again. A run whose numbers are not finite, or
-    that fails in another way, is named in the table, and the next one begins.
+    that fails in another way, is named in the table, and the next one begins. One that another
+    process is at work on is left to that.
 
     The folder holds `settings.json`, `runs/`, and after each training `table.csv`, `runs.csv`,
     `table.md` and, from the first finished run on, `table.png`. They cover all rows, budgets and
@@ -62,7 +65,13 @@ def reproduce(plan: Plan, *, say: Say = print, command: str | None = None) -> Re
         left = [job for job in plan.jobs if _stage(job) != "finished"]
         say(f"{len(plan.jobs) - len(left)} of {counted(len(plan.jobs), 'training')} done before")
         for number, job in enumerate(left, 1):
-            say(f"\n[{number}/{len(left)}] {job.name}: {_WORDS[_stage(job)]}")
+            # A row may be trained by a command of its own meanwhile, as `--dry-run` prints it.
+            elsewhere = locks.is_locked(job.folder)
+            stage = _stage(job)
+            words = "is trained by another process" if elsewhere else _WORDS[stage]
+            say(f"\n[{number}/{len(left)}] {job.name}: {words}")
+            if elsewhere or stage == "finished":
+                continue
             try:
                 train(job, plan.overrides, command)
             except KeyboardInterrupt as interrupt:

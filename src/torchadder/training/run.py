@@ -26,6 +26,7 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from torch import nn
 
 import torchadder
+from torchadder import locks
 from torchadder.atomic import is_temporary, remove_temporaries, write_atomically
 from torchadder.checkpoint import CheckpointError
 from torchadder.data import BatchPlan
@@ -77,6 +78,10 @@ LEFT_OUT = "left_out.txt"
 
 NUM_LISTED = 20
 """How many of them are printed."""
+
+
+PATIENCE = 10.0
+"""Seconds that a run waits for processes of a killed one to leave its folder."""
 
 
 class OutputError(OSError):
@@ -237,7 +242,8 @@ def _run(
     fast = distributed.together(lambda: _fast_step(recipe, trainer, task))
     task.fast_step = fast if task.has_tensor_batches else None
     # Only now: a recipe that cannot run leaves no folder behind.
-    distributed.on_first(lambda: _open_folder(folder, recipe, is_new=checkpoint is None))
+    held = contextlib.ExitStack()
+    distributed.on_first(lambda: _open_folder(folder, recipe, held, is_new=checkpoint is None))
     if trainer.is_global_zero:
         print(_headline(recipe, data, task, folder, trainer.world_size), flush=True)
         _list_left_out(data, folder)
@@ -263,6 +269,7 @@ def _run(
             # On a full disk the summary fails as well; the first error is the one to say.
             with contextlib.suppress(*([] if status == "finished" else [OSError])):
                 write_summary(folder, recipe, table.rows, status, seconds, command, trainer, task)
+        held.close()
     best = folder / "checkpoints" / "best.safetensors"
     return RunResult(
         folder=folder,
@@ -303,8 +310,12 @@ def _stability(recipe: Recipe, task: TrainingTask, folder: Path) -> list[Callbac
         raise RecipeError(f"trainer.record_stability = {every}: {error}") from error
 
 
-def _open_folder(folder: Path, recipe: Recipe, *, is_new: bool) -> None:
+def _open_folder(folder: Path, recipe: Recipe, held: contextlib.ExitStack, *, is_new: bool) -> None:
     folder.mkdir(parents=True, exist_ok=True)
+    try:
+        held.enter_context(locks.locked(folder, seconds=PATIENCE))
+    except BlockingIOError as error:
+        raise RecipeError(f"{str(folder)!r}: another process is training there") from error
     remove_temporaries(folder)
     if is_new and not (folder / "config.yaml").is_file():
         write_atomically(folder / "config.yaml", config_text(recipe))
