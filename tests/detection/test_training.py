@@ -108,9 +108,13 @@ def test_a_checkpoint_is_the_detector(folder):
     assert model.config["kwargs"]["min_size"] == 64
 
 
-def test_an_interrupted_run_goes_on_bit_by_bit(folder, tmp_path):
-    with pytest.raises(KeyboardInterrupt, match="interrupted after 1 of 3 epochs"):
-        fit(recipe(), output=tmp_path / "cut", callbacks=[Interrupt()])
+@pytest.mark.parametrize(
+    ("options", "done"),
+    [({}, "1 of 3 epochs; "), ({"trainer.checkpoint_minutes": 0}, "1 of 3 epochs and 1 batch of")],
+)
+def test_an_interrupted_run_goes_on_bit_by_bit(folder, tmp_path, options, done):
+    with pytest.raises(KeyboardInterrupt, match=f"interrupted after {done}"):
+        fit(recipe(**options), output=tmp_path / "cut", callbacks=[Interrupt()])
     result = resume(tmp_path / "cut")
     want, got = (read_state(path / "checkpoints" / "last.ckpt") for path in (folder, result.folder))
     for name, value in want["state_dict"].items():

@@ -16,6 +16,8 @@ from torchadder.training.checkpoint_io import read_state
 # config.yaml; metrics.csv of 3 epochs; 3 pairs last.* and 1 pair best.*; summary.json.
 NUM_MOMENTS = 3 * (1 + 3 + 6 + 2 + 1)
 
+EVERY_STEP = {"trainer.checkpoint_minutes": 0}
+
 
 @pytest.fixture(scope="module")
 def straight(digits, tmp_path_factory):
@@ -75,15 +77,30 @@ def test_killed_while_a_file_is_written(digits, straight, tmp_path, moment):
     assert state(folder) == straight
 
 
+# Of a run that is saved after every step but the last of an epoch: config.yaml, then pairs last.*.
+@pytest.mark.parametrize(
+    "moment", [5, 12, 19, *(pytest.param(n, marks=pytest.mark.slow) for n in range(4, 60, 5))]
+)
+def test_killed_while_a_checkpoint_within_an_epoch_is_written(digits, straight, tmp_path, moment):
+    folder = tmp_path / "run"
+    outcome = ranks.start(
+        rank_jobs.crash_while_writing, digits, folder, moment, **EVERY_STEP
+    ).outcomes()[0]
+    assert outcome.exitcode == -9
+    finish(folder, digits)
+    assert state(folder) == straight
+
+
 @pytest.mark.slow
+@pytest.mark.parametrize("options", [{}, EVERY_STEP], ids=["", "every step"])
 @pytest.mark.parametrize("seed", range(8))
-def test_killed_again_and_again(digits, straight, tmp_path, seed):
+def test_killed_again_and_again(digits, straight, tmp_path, seed, options):
     folder = tmp_path / "run"
     draw = random.Random(seed)
     kills = 0
     for _ in range(4):
         started = len(event_files(folder))
-        run = ranks.start(rank_jobs.train_or_go_on, digits, folder)
+        run = ranks.start(rank_jobs.train_or_go_on, digits, folder, **options)
         process = run.processes[0]
         while process.is_alive() and len(event_files(folder)) == started:
             time.sleep(0.002)

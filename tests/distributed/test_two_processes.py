@@ -9,6 +9,7 @@ import rank_jobs
 import ranks
 from torchadder.training.checkpoint_io import read_state
 
+EVERY_STEP = {"trainer.checkpoint_minutes": 0}
 DOUBLE = {"trainer.precision": "64-true", "data.num_classes": 10}
 # Sums over the batch are taken in another order. Over 12 steps the relative difference of two
 # float64 runs stays many orders below this, and one image counted twice lies far above it.
@@ -194,7 +195,10 @@ def test_alignment_is_measured_by_all_processes_or_none(digits, few_digits, tmp_
             assert ("alignment/conv2" in process["history"][-1]) == is_measured
 
 
-def test_a_run_goes_on_with_another_number_of_processes(digits, alone, tmp_path):
+@pytest.mark.parametrize(
+    ("options", "done"), [({}, "1 of 3 epochs"), (EVERY_STEP, "1 of 3 epochs and 2 batches of")]
+)
+def test_a_run_goes_on_with_another_number_of_processes(digits, alone, tmp_path, options, done):
     synchronised = DOUBLE | {"trainer.sync_batchnorm": True}
     cut = ranks.start(
         rank_jobs.train,
@@ -202,23 +206,49 @@ def test_a_run_goes_on_with_another_number_of_processes(digits, alone, tmp_path)
         tmp_path / "run",
         world_size=2,
         at=[("interrupt", 1, 2, 0), ("interrupt", 1, 2, 1)],
-        **synchronised,
+        **synchronised | options,
     ).outcomes()
     assert {outcome.error[0] for outcome in cut} == {"KeyboardInterrupt"}
-    assert "interrupted after 1 of 3 epochs; continue with" in cut[0].error[1]
-    ranks.run(rank_jobs.go_on, tmp_path / "run", digits)
+    assert f"interrupted after {done}" in cut[0].error[1]
+    told = ranks.run(rank_jobs.go_on, tmp_path / "run", digits)
     assert_close(weights(tmp_path / "run"), weights(alone["folder"]))
+    assert_same_history(told[0]["history"], alone["history"])
     again = ranks.start(rank_jobs.go_on, tmp_path / "run", digits, world_size=2).outcomes()
     assert [outcome.error[0] for outcome in again] == ["RecipeError"] * 2
     assert all("the run is finished" in outcome.error[1] for outcome in again)
 
 
-def test_the_same_number_of_processes_goes_on_bit_by_bit(digits, tmp_path):
-    straight = ranks.run(rank_jobs.train, digits, tmp_path / "straight", "pkkd", world_size=2)
-    at = [("interrupt", 1, 1, 0), ("interrupt", 1, 1, 1)]
-    ranks.start(rank_jobs.train, digits, tmp_path / "cut", "pkkd", world_size=2, at=at).outcomes()
+def test_one_process_goes_on_as_two_within_an_epoch(digits, alone, tmp_path):
+    """The sums of the epoch so far are those of one process; they must not count twice."""
+    options = DOUBLE | EVERY_STEP | {"trainer.sync_batchnorm": True}
+    at = [("interrupt", 1, 2, 0)]
+    ranks.start(rank_jobs.train, digits, tmp_path / "run", at=at, **options).outcomes()
+    both = ranks.run(rank_jobs.go_on, tmp_path / "run", digits, world_size=2)
+    assert both[0]["digest"] == both[1]["digest"]
+    assert_close(weights(tmp_path / "run"), weights(alone["folder"]))
+    assert_same_history(both[0]["history"], alone["history"])
+
+
+@pytest.mark.parametrize(
+    ("row", "options"),
+    [
+        ("pkkd", {}),
+        ("pkkd", EVERY_STEP),
+        ("adder", EVERY_STEP | {"method": "dropout"}),  # draws in each process
+    ],
+    ids=["after an epoch", "within an epoch", "dropout"],
+)
+def test_the_same_number_of_processes_goes_on_bit_by_bit(digits, tmp_path, row, options):
+    plain = {key: value for key, value in options.items() if key not in EVERY_STEP}
+    straight = ranks.run(rank_jobs.train, digits, tmp_path / "straight", row, world_size=2, **plain)
+    at = [("interrupt", 1, 2, 0), ("interrupt", 1, 2, 1)]
+    cut = ranks.start(
+        rank_jobs.train, digits, tmp_path / "cut", row, world_size=2, at=at, **options
+    ).outcomes()
+    assert ("2 batches of the next" in cut[0].error[1]) == (options != {})
     resumed = ranks.run(rank_jobs.go_on, tmp_path / "cut", digits, world_size=2)
     assert resumed[0]["digest"] == resumed[1]["digest"] == straight[0]["digest"]
+    assert_same_history(resumed[0]["history"], straight[0]["history"])
 
 
 def test_streamed_images_are_divided_and_go_on_bit_by_bit(digits, tmp_path):

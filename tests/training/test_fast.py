@@ -130,7 +130,7 @@ def test_long_epochs_are_kept_without_a_validation(tmp_path, monkeypatch):
 
     keeper = run.BestAndLast
     monkeypatch.setattr(
-        run, "BestAndLast", lambda folder, monitor: keeper(folder, monitor, seconds=0.0)
+        run, "BestAndLast", lambda *args, **options: keeper(*args, **options, seconds=0.0)
     )
     saved = Saved()
     rare = {"epochs": 3, "trainer.check_val_every": 3}

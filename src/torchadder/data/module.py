@@ -10,7 +10,7 @@ import torch
 from torch.utils.data import DataLoader
 
 from torchadder.data.device import AUGMENTATIONS, DeviceLoader, bytes_on_device
-from torchadder.data.epochs import EpochData
+from torchadder.data.epochs import EpochData, EpochLoader
 from torchadder.data.images import (
     Images,
     Preprocess,
@@ -262,7 +262,7 @@ class ImageData(EpochData):
         workers = self.workers
         if workers is None:
             workers = 0 if images.cache is not None else min(4, os.cpu_count() or 1)
-        return DataLoader(
+        return EpochLoader(
             images,
             batch_size=batch_size,
             sampler=sampler,
@@ -288,7 +288,7 @@ class ImageData(EpochData):
         device = self._device()
         is_on_gpu = device is not None and device.type == "cuda"
         tickets = Tickets(len(batches))
-        tickets.set_epoch(self.first_epoch)
+        tickets.start_at(self.first_epoch, self.first_batch)
         return stream_loader(batches, tickets, workers=workers, pin_memory=is_on_gpu)
 
     def _fits(self, device: torch.device) -> bool:

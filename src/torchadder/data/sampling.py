@@ -44,12 +44,19 @@ class EpochSampler(Sampler[tuple[int, int]]):
         self.world_size = world_size
         self.num_used = num_images if num_used is None else num_used
         self.epoch = 0
+        self._start = (0, 0)
 
     def set_epoch(self, epoch: int) -> None:
         """Chooses the order."""
         self.epoch = epoch
 
+    def start_at(self, epoch: int, num_done: int) -> None:
+        """Chooses an epoch of whose order this process's first images are left out."""
+        self.epoch = epoch
+        self._start = (epoch, num_done)
+
     def __len__(self) -> int:
+        """Images of this process in a whole epoch."""
         return len(range(self.rank, self.num_used, self.world_size))
 
     def order(self) -> Tensor:
@@ -60,7 +67,9 @@ class EpochSampler(Sampler[tuple[int, int]]):
             order = torch.randperm(self.num_images, generator=generator)
         else:
             order = torch.arange(self.num_images)
-        return order[self.rank : self.num_used : self.world_size]
+        epoch, num_done = self._start
+        own = order[self.rank : self.num_used : self.world_size]
+        return own[num_done:] if self.epoch == epoch else own
 
     def __iter__(self) -> Iterator[tuple[int, int]]:
         for index in self.order().tolist():

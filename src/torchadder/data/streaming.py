@@ -27,6 +27,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler, get_worker_info
 
+from torchadder.data.epochs import EpochLoader
 from torchadder.data.images import Images, draw
 from torchadder.data.plan import BatchPlan
 from torchadder.data.sources import (
@@ -233,16 +234,26 @@ class StreamBatches(Dataset):
         """Images float32 (N, C, H, W) and labels int64 (N) for (epoch, batch)."""
         epoch, batch = ticket
         worker = get_worker_info()
-        number, num_workers = (0, 1) if worker is None else (worker.id, worker.num_workers)
+        num_workers = 1 if worker is None else worker.num_workers
+        # Not the worker's own number: where an epoch is begun in its middle, another one is asked
+        # first, but the reader of a batch stays the same.
+        number = batch % num_workers
         if epoch != self._epoch or batch == number:
             self._epoch = epoch
             self.stream.split.encoded.clear()
             self._rows = self._draw(epoch, number, num_workers)
+            self._leave_out(range(number, batch, num_workers))
         rows = list(itertools.islice(self._rows, self.plan.share(batch, self.rank)))
         made = self.images.__getitems__([(epoch, row) for row in rows])
         for row in rows:
             del self.stream.split.encoded[row]
         return made
+
+    def _leave_out(self, batches: range) -> None:
+        """Reads on to a later batch."""
+        num_rows = sum(self.plan.share(batch, self.rank) for batch in batches)
+        for row in itertools.islice(self._rows, num_rows):
+            del self.stream.split.encoded[row]
 
     def pieces(self, epoch: int, worker: int, num_workers: int) -> list[tuple[RowGroup, int, int]]:
         """What a reader reads in an epoch: (group, first row in it, row after the last)."""
@@ -296,23 +307,31 @@ class Tickets(Sampler[tuple[int, int]]):
     def __init__(self, num_batches: int) -> None:
         self.num_batches = num_batches
         self.epoch = 0
+        self._start = (0, 0)
 
     def set_epoch(self, epoch: int) -> None:
         """Chooses the epoch."""
         self.epoch = epoch
 
+    def start_at(self, epoch: int, batch: int) -> None:
+        """Chooses an epoch whose first batches are left out."""
+        self.epoch = epoch
+        self._start = (epoch, batch)
+
     def __len__(self) -> int:
         return self.num_batches
 
     def __iter__(self) -> Iterator[tuple[int, int]]:
-        return zip(itertools.repeat(self.epoch), range(self.num_batches), strict=False)
+        epoch, batch = self._start
+        first = batch if self.epoch == epoch else 0
+        return zip(itertools.repeat(self.epoch), range(first, self.num_batches), strict=False)
 
 
 def stream_loader(
     batches: StreamBatches, tickets: Tickets, *, workers: int, pin_memory: bool
 ) -> DataLoader:
-    """A loader whose workers are the readers; torch gives batch b to worker b mod their number."""
-    return DataLoader(
+    """A loader whose workers are the readers; torch asks one after the other for a batch."""
+    return EpochLoader(
         batches,
         batch_size=None,
         sampler=tickets,

@@ -130,6 +130,12 @@ class Distiller(nn.Module, ABC):
     def start_epoch(self, epoch: int, num_epochs: int) -> None:
         """Called by whoever trains before each epoch, counted from 0. Most methods do nothing."""
 
+    def resume_epoch(self, epoch: int, num_epochs: int) -> None:
+        """Called in place of `start_epoch` where an interrupted training goes on within an epoch.
+
+        Both nets are those of the interruption already.
+        """
+
     @property
     def can_hold_taps(self) -> bool:
         """Whether `hold_taps` can be used."""

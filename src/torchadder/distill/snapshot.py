@@ -80,10 +80,13 @@ class Snapshot(Distiller):
         Raises:
             ValueError: fewer epochs than cycles.
         """
-        starts = cycle_starts(num_epochs, self.cycles)
-        if self.teacher is not None and epoch in starts[1:]:
+        if self.teacher is not None and epoch in cycle_starts(num_epochs, self.cycles)[1:]:
             self.teacher.load_state_dict(self.student.state_dict())
-        self.has_snapshot = epoch >= starts[1]
+        self.resume_epoch(epoch, num_epochs)
+
+    def resume_epoch(self, epoch: int, num_epochs: int) -> None:
+        """Keep the snapshot there is, if a cycle other than the first has begun."""
+        self.has_snapshot = epoch >= cycle_starts(num_epochs, self.cycles)[1]
 
     def distillation_terms(
         self, student: NetOutput, teacher: NetOutput

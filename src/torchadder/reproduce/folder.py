@@ -158,8 +158,8 @@ def stage(folder: Path, epochs: int) -> Stage:
     """How far a run of so many epochs has come.
 
     Returns:
-        "new": nothing is there; "begun": no epoch was finished; "interrupted": some epochs were, or
-        all, but not what comes after them; "finished".
+        "new": nothing is there; "begun": no checkpoint was written; "interrupted": there is one,
+        perhaps of all epochs, but not what comes after them; "finished".
     """
     if not folder.is_dir() or not any(folder.iterdir()):
         return "new"
@@ -180,7 +180,7 @@ def read_summary(folder: Path) -> dict[str, Any]:
 
 
 def clear(folder: Path) -> None:
-    """Removes a run that was killed before its first epoch was finished.
+    """Removes a run that was killed before its first checkpoint.
 
     Raises:
         ReproduceError: If the folder holds something that no run writes.

@@ -18,8 +18,8 @@ Say = Callable[[str], None]
 
 _WORDS = {
     "new": "begins",
-    "begun": "begins again, no epoch was finished",
-    "interrupted": "goes on from its last finished epoch",
+    "begun": "begins again, there is no checkpoint",
+    "interrupted": "goes on from its last checkpoint",
     "finished": "was finished by another process",
 }
 
@@ -27,8 +27,8 @@ _WORDS = {
 def reproduce(plan: Plan, *, say: Say = print, command: str | None = None) -> Results:
     """Trains what a plan asks for and is not there yet, and writes the table of its folder.
 
-    Finished runs are left as they are. An interrupted one goes on from its last finished epoch; one
-    that was killed before it had finished any begins again. A run whose numbers are not finite, or
+    Finished runs are left as they are. An interrupted one goes on from its last checkpoint; one
+    that was killed before it had written any begins again. A run whose numbers are not finite, or
     that fails in another way, is named in the table, and the next one begins. One that another
     process is at work on is left to that.
 

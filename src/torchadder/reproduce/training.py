@@ -13,7 +13,7 @@ from torchadder.training.recipe import PLACE_KEYS, read_recipe
 
 
 def train(job: Job, overrides: Mapping[str, Any], command: str | None) -> None:
-    """Begins a training, or goes on with it from its last finished epoch.
+    """Begins a training, or goes on with it from its last checkpoint.
 
     Args:
         job: The training.

@@ -16,6 +16,7 @@ from torchadder import awn
 from torchadder.nn import AdderModule
 from torchadder.optim import AdaptiveLR
 from torchadder.tasks.totals import EpochTotals
+from torchadder.tasks.within_epoch import begins_within_epoch, is_within_epoch
 
 LossAndSums = Callable[[Any, Any], tuple[Tensor, dict[str, Tensor]]]
 
@@ -88,6 +89,7 @@ class TrainingTask(lightning.LightningModule):
         self.min_lr = min_lr
         self.warmup = warmup
         self.train_totals = EpochTotals()
+        self._saved_totals: dict[str, Any] = {}
         self.batch_weight: Callable[[int], float] | None = None
         self.fast_step: LossAndSums | None = None
         self.fused: bool | None = None
@@ -126,9 +128,20 @@ class TrainingTask(lightning.LightningModule):
         """What training minimises: a scalar."""
         return self.loss_and_sums(images, labels)[0]
 
+    def on_train_start(self) -> None:
+        """Takes up an epoch in its middle, if that is where the run goes on."""
+        if begins_within_epoch(self.trainer):
+            self.on_train_epoch_resume()
+
     def on_train_epoch_start(self) -> None:
         """Starts the totals of the epoch."""
         self.train_totals.reset()
+
+    def on_train_epoch_resume(self) -> None:
+        """In place of `on_train_epoch_start`: takes up the totals."""
+        # They are those of all processes, so one of them takes them.
+        is_first = self.trainer.is_global_zero
+        self.train_totals.load_state_dict(self._saved_totals if is_first else {}, self.device)
 
     def training_step(self, batch: tuple[Any, Any], batch_idx: int) -> Tensor:
         """The loss of a batch, a scalar; adds the batch to the totals of the epoch."""
@@ -142,12 +155,8 @@ class TrainingTask(lightning.LightningModule):
         is_limit = batch_idx + 1 == self.trainer.num_training_batches
         if not (is_limit or self.trainer.is_last_batch):
             return
-
-        def over_processes(totals: Tensor) -> Tensor:
-            return self.trainer.strategy.reduce(totals, reduce_op="sum")  # type: ignore[return-value]
-
         # The means are those of all processes already; averaging them once more changes nothing.
-        means = self.train_totals.means(over_processes)
+        means = self.train_totals.means(self._sum_over_processes)
         self.log_dict(means, on_step=False, on_epoch=True, batch_size=1, sync_dist=True)
 
     def backward(self, loss: Tensor, *args: Any, **kwargs: Any) -> None:
@@ -181,8 +190,17 @@ class TrainingTask(lightning.LightningModule):
             "lr_scheduler": {"scheduler": schedule, "interval": "step", "name": "lr"},
         }
 
+    def _sum_over_processes(self, totals: Tensor) -> Tensor:
+        return self.trainer.strategy.reduce(totals, reduce_op="sum")  # type: ignore[return-value]
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Adds the totals of an unfinished epoch."""
+        if is_within_epoch(self.trainer):
+            checkpoint["train_totals"] = self.train_totals.state_dict(self._sum_over_processes)
+
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Leaves it to this machine, not to the one that saved, how the optimizer computes."""
+        """Takes up the totals, and leaves it to this machine how the optimizer computes."""
+        self._saved_totals = checkpoint.get("train_totals", {})
         for state in checkpoint.get("optimizer_states", []):
             for group in state["param_groups"]:
                 group["fused"] = self._is_fused() or None

@@ -97,6 +97,12 @@ class Distillation(Classification):
         self.distiller.start_epoch(self.current_epoch, num_epochs)
         self._set_strength(self.current_epoch)
 
+    def on_train_epoch_resume(self) -> None:
+        """Sets the strength again, and lets the distiller go on with its epoch."""
+        super().on_train_epoch_resume()
+        self.distiller.resume_epoch(self.current_epoch, self.trainer.max_epochs or 1)
+        self._set_strength(self.current_epoch)
+
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
         """Sets the strength where it grows from batch to batch."""
         if self.ramp.by == "epochs":
@@ -145,6 +151,7 @@ class Distillation(Classification):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Adds what the ramp needs to go on."""
+        super().on_save_checkpoint(checkpoint)
         checkpoint["teacher_accuracy"] = self._teacher_accuracy
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -57,7 +58,33 @@ class EpochTotals:
         """
         if self._totals is None:
             return {}
-        totals = torch.cat([self._totals, self._totals.new_full((1,), self.count)])
+        totals, count = self._over_processes(self._totals, reduce)
+        return dict(zip(self._names, (totals / count).unbind(), strict=True))
+
+    def state_dict(self, reduce: Callable[[Tensor], Tensor] | None = None) -> dict[str, Any]:
+        """What goes on from here needs, of all processes together; empty before the first batch.
+
+        Args:
+            reduce: As of `means`.
+        """
+        if self._totals is None:
+            return {}
+        totals, count = self._over_processes(self._totals, reduce)
+        return {"names": list(self._names), "totals": totals, "count": round(float(count))}
+
+    def load_state_dict(self, state: Mapping[str, Any], device: torch.device) -> None:
+        """Takes up what `state_dict` gave, on the device that the batches will lie on."""
+        self.reset()
+        if state:
+            self._names = tuple(state["names"])
+            self._totals = state["totals"].to(device, copy=True)
+            self.count = state["count"]
+
+    def _over_processes(
+        self, totals: Tensor, reduce: Callable[[Tensor], Tensor] | None
+    ) -> tuple[Tensor, Tensor]:
+        """The sums, and the number of images they are of."""
+        together = torch.cat([totals, totals.new_full((1,), self.count)])
         if reduce is not None:
-            totals = reduce(totals)
-        return dict(zip(self._names, (totals[:-1] / totals[-1]).unbind(), strict=True))
+            together = reduce(together)
+        return together[:-1], together[-1]

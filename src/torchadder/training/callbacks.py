@@ -1,23 +1,23 @@
 """What a run does beside the loop: the table of metrics, the guard against NaN, random numbers.
 
-The checkpoints themselves are Lightning's `ModelCheckpoint`.
+The checkpoints are those of `torchadder.training.checkpoints`.
 """
 
 from __future__ import annotations
 
 import csv
 import io
-import os
 import time
 from pathlib import Path
 from typing import Any
 
-import torch
 from lightning import LightningModule, Trainer
-from lightning.pytorch.callbacks import Callback, EarlyStopping, ModelCheckpoint
+from lightning.pytorch.callbacks import Callback, EarlyStopping
 
 from torchadder.atomic import write_atomically
 from torchadder.checkpoint import CheckpointError
+from torchadder.tasks.within_epoch import begins_within_epoch, is_within_epoch
+from torchadder.training.own_state import random_state, set_random_state
 
 FIRST_COLUMNS = (
     "epoch",
@@ -56,6 +56,21 @@ class MetricsTable(Callback):
         self.rows: list[dict[str, float]] = []
         self._start = 0.0
         self._lr = 0.0
+
+    def on_save_checkpoint(
+        self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        """Adds the time that an unfinished epoch has taken, and its learning rate."""
+        if is_within_epoch(trainer):
+            checkpoint["row"] = {"seconds": time.monotonic() - self._start, "lr": self._lr}
+
+    def on_load_checkpoint(
+        self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        """Goes on with that epoch; the start of another one overwrites it."""
+        row = checkpoint.get("row", {"seconds": 0.0, "lr": 0.0})
+        self._start = time.monotonic() - row["seconds"]
+        self._lr = row["lr"]
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Takes over the rows of the epochs that the checkpoint knows."""
@@ -157,10 +172,7 @@ class RunState(Callback):
 
     def state_dict(self) -> dict[str, Any]:
         """The states of torch's generators."""
-        state: dict[str, Any] = {"cpu": torch.get_rng_state()}
-        if torch.cuda.is_available():
-            state["cuda"] = torch.cuda.get_rng_state_all()
-        return state
+        return random_state()
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Keeps the states until training starts."""
@@ -176,9 +188,7 @@ class RunState(Callback):
         for callback in trainer.early_stopping_callbacks:
             if isinstance(callback, EarlyStopping) and callback.wait_count >= callback.patience:
                 trainer.should_stop = True
-        torch.set_rng_state(self._restored["cpu"])
-        if torch.cuda.is_available() and "cuda" in self._restored:
-            torch.cuda.set_rng_state_all(self._restored["cuda"][: torch.cuda.device_count()])
+        set_random_state(self._restored)
 
     def on_save_checkpoint(
         self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
@@ -191,73 +201,12 @@ class RunState(Callback):
 class ValidateLastEpoch(Callback):
     """Lets the last epoch end with a validation, whatever `check_val_every_n_epoch` says."""
 
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Does it for an epoch that is gone on with."""
+        if begins_within_epoch(trainer):
+            self.on_train_epoch_start(trainer, pl_module)
+
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Has every epoch validated from the last one on."""
         if trainer.current_epoch + 1 == trainer.max_epochs:
             trainer.check_val_every_n_epoch = 1
-
-
-class BestAndLast(ModelCheckpoint):
-    """`best.ckpt` and `last.ckpt`, written after each validated epoch.
-
-    After an epoch without a validation `last.ckpt` is written where the last time is a minute ago,
-    so that writing never takes longer than training. Unlike its base it remembers the best score
-    when the run folder has been moved.
-
-    Args:
-        folder: Folder of the checkpoints.
-        monitor: The metric whose highest value is the best.
-        seconds: Time after which `last.ckpt` is written without a validation.
-    """
-
-    def __init__(self, folder: Path, monitor: str, seconds: float = 60.0) -> None:
-        super().__init__(
-            dirpath=folder,
-            filename="best",
-            monitor=monitor,
-            mode="max",
-            save_last=True,
-            save_on_train_epoch_end=True,
-            auto_insert_metric_name=False,
-            enable_version_counter=False,
-        )
-        self.seconds = seconds
-        self._saved_at = 0.0
-
-    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Starts the clock."""
-        super().on_train_start(trainer, pl_module)
-        self._saved_at = time.monotonic()
-
-    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Saves `best.ckpt` if there is no better epoch, and `last.ckpt` if it is time."""
-        if self.monitor in trainer.callback_metrics:
-            super().on_train_epoch_end(trainer, pl_module)
-        elif not self._is_time(trainer):
-            return
-        self._saved_at = time.monotonic()
-        # From 2.6 on, Lightning writes last.ckpt only along with a new best.ckpt.
-        if self._last_global_step_saved != trainer.global_step:
-            self._save_last_checkpoint(trainer, self._monitor_candidates(trainer))
-
-    def _is_time(self, trainer: Trainer) -> bool:
-        # All processes save together: the first one decides.
-        return trainer.strategy.broadcast(time.monotonic() - self._saved_at >= self.seconds)
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Restores the scores, with all paths in the folder as it is called now."""
-        here = str(self.dirpath)
-
-        def moved(path: str) -> str:
-            return os.path.join(here, os.path.basename(path)) if path else path
-
-        super().load_state_dict(
-            state_dict
-            | {name: moved(state_dict[name]) for name in state_dict if name.endswith("_path")}
-            | {
-                "dirpath": self.dirpath,
-                "best_k_models": {
-                    moved(path): score for path, score in state_dict["best_k_models"].items()
-                },
-            }
-        )

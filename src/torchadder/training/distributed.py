@@ -19,18 +19,13 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-import lightning
-import numpy as np
 import psutil
 import torch
 import torch.distributed as dist
 from lightning.fabric.plugins.environments.torchelastic import TorchElasticEnvironment
-from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.strategies import DDPStrategy
-from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from torchadder.data.images import draw
 from torchadder.training.launch import count_devices, uses_cuda
 from torchadder.training.recipe import RecipeError, TrainerConfig
 
@@ -220,6 +215,13 @@ def _shared(text: Any, rank: int, own: Exception | None) -> Exception:
     return error
 
 
+def of_all(value: T) -> list[T]:
+    """The values of all processes in the order of their ranks."""
+    values: list[T] = [value] * dist.get_world_size()
+    dist.all_gather_object(values, value)
+    return values
+
+
 class Peers:
     """The other processes of a run, as they were when it began."""
 
@@ -289,7 +291,7 @@ def is_connection_failure(error: BaseException) -> bool:
 def trainer_options(options: TrainerConfig, here: World) -> dict[str, Any]:
     """Devices, strategy and plugins for Lightning's Trainer.
 
-    Buffers are not broadcast before each step, as `DistributedDataParallel` would: `EqualBuffers`
+    Buffers are not broadcast before each step, as `DistributedDataParallel` would: `OwnState`
     averages them once an epoch. Parameters without a gradient are an error, because looking for
     them in each step takes time.
     """
@@ -310,67 +312,6 @@ def trainer_options(options: TrainerConfig, here: World) -> dict[str, Any]:
             *([SynchronizedBatchNorm(on_gpu=uses_cuda(options))] if options.sync_batchnorm else []),
         ],
     }
-
-
-class EqualBuffers(Callback):
-    """Keeps what is not a parameter equal in all processes, and random numbers apart.
-
-    Batch norm's running statistics follow each process's own batches; their averages are taken
-    over before they are used or saved. Random numbers drawn in a step (dropout) are a pure function
-    of (seed, epoch, rank), so that a run that goes on draws what it would have drawn. Nothing
-    happens where there is one process only.
-
-    Args:
-        seed: Seed of the run.
-    """
-
-    def __init__(self, seed: int) -> None:
-        self.seed = seed
-
-    def on_train_epoch_start(
-        self, trainer: lightning.Trainer, pl_module: lightning.LightningModule
-    ) -> None:
-        """Gives each process its own random numbers."""
-        if trainer.world_size > 1:
-            key = draw(self.seed, trainer.current_epoch, np.array([trainer.global_rank]), 11)[0]
-            torch.manual_seed(int(key >> np.uint64(1)))
-
-    def on_validation_start(
-        self, trainer: lightning.Trainer, pl_module: lightning.LightningModule
-    ) -> None:
-        """Averages the running statistics."""
-        average_running_statistics(pl_module)
-
-    def on_train_epoch_end(
-        self, trainer: lightning.Trainer, pl_module: lightning.LightningModule
-    ) -> None:
-        """Averages the running statistics, for an epoch without validation."""
-        average_running_statistics(pl_module)
-
-
-@torch.no_grad()
-def average_running_statistics(model: nn.Module) -> None:
-    """Replaces batch norm's running means and variances by their averages over all processes."""
-    if not dist.is_initialized():
-        return
-    statistics = [
-        buffer
-        for layer in model.modules()
-        if isinstance(layer, nn.modules.batchnorm._NormBase)
-        # Those of a fixed teacher are the same everywhere, and stay as they are to the last bit.
-        and all(parameter.requires_grad for parameter in layer.parameters(recurse=False))
-        for buffer in (layer.running_mean, layer.running_var)
-        if buffer is not None
-    ]
-    if not statistics:
-        return
-    flat = torch.cat([buffer.flatten().double() for buffer in statistics])
-    dist.all_reduce(flat)
-    flat /= dist.get_world_size()
-    for buffer, values in zip(
-        statistics, flat.split([buffer.numel() for buffer in statistics]), strict=True
-    ):
-        buffer.copy_(values.view_as(buffer))
 
 
 def _is_running(process: int) -> bool:

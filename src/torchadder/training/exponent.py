@@ -6,6 +6,7 @@ from lightning import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 
 from torchadder.lp import ExponentSchedule, set_exponent_
+from torchadder.tasks.within_epoch import begins_within_epoch
 from torchadder.training.graph import FastStep
 
 
@@ -25,6 +26,11 @@ class ExponentFall(Callback):
     def __init__(self, schedule: ExponentSchedule, clip: bool) -> None:
         self.schedule = schedule
         self.clip = clip
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Sets the exponent of an epoch that is gone on with."""
+        if begins_within_epoch(trainer):
+            self.on_train_epoch_start(trainer, pl_module)
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Sets the exponent."""

@@ -9,6 +9,7 @@ from lightning import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback
 from torch import Tensor
 
+from torchadder.tasks.within_epoch import is_within_epoch
 from torchadder.training import distributed
 from torchadder.training.localise import all_finite, first_non_finite, layer_words
 from torchadder.training.watch import FiniteWatch, Moment
@@ -22,8 +23,9 @@ class NonFiniteGuard(Callback):
     """Stops training at the first NaN or infinity, before it can reach a checkpoint.
 
     The loss and all gradients are checked in every step (under fp16 loss scaling only the loss, as
-    infinite gradients are normal there), the weights and the validation loss after every epoch. To
-    name the layer, the failing batch is run once more with a hook on every layer.
+    infinite gradients are normal there), the weights and the validation loss after every epoch, the
+    weights also before every checkpoint. To name the layer, the failing batch is run once more with
+    a hook on every layer.
 
     Where the optimizer is fused, on CUDA devices, the check of a step does not wait for the device:
     it raises a flag there, by which the optimizer leaves the weights as they are from the failing
@@ -102,18 +104,20 @@ class NonFiniteGuard(Callback):
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Checks the flag, the weights and the validation loss, before anything is saved."""
         self._read_flag(trainer, pl_module)
-        state = {
-            name: value
-            for name, value in pl_module.state_dict().items()
-            if value.is_floating_point()
-        }
         when = f"step {trainer.global_step}, end of epoch {trainer.current_epoch + 1}"
-        if not all_finite(list(state.values())):
-            name = next(name for name, value in state.items() if not all_finite([value]))
-            raise NonFiniteError(f"{when}: {layer_words(name)} is not finite{_kept(trainer)}")
+        _check_weights(trainer, pl_module, when)
         for name, value in trainer.callback_metrics.items():
             if name.endswith("loss") and not torch.isfinite(value):
                 raise NonFiniteError(f"{when}: {name} is {float(value)}{_kept(trainer)}")
+
+    def on_save_checkpoint(
+        self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        """Checks the flag and the weights where a checkpoint is written within an epoch."""
+        if is_within_epoch(trainer):
+            self._read_flag(trainer, pl_module)
+            when = f"step {trainer.global_step}, epoch {trainer.current_epoch + 1}"
+            _check_weights(trainer, pl_module, when)
 
     def _read_flag(self, trainer: Trainer, pl_module: LightningModule) -> None:
         bad = None if self._watch is None else self._watch.first_bad()
@@ -146,6 +150,15 @@ class NonFiniteGuard(Callback):
             ),
             is_found,
         )
+
+
+def _check_weights(trainer: Trainer, pl_module: LightningModule, when: str) -> None:
+    state = {
+        name: value for name, value in pl_module.state_dict().items() if value.is_floating_point()
+    }
+    if not all_finite(list(state.values())):
+        name = next(name for name, value in state.items() if not all_finite([value]))
+        raise NonFiniteError(f"{when}: {layer_words(name)} is not finite{_kept(trainer)}")
 
 
 def _kept(trainer: Trainer) -> str:

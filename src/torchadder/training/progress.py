@@ -13,6 +13,8 @@ from lightning import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback, TQDMProgressBar
 from torch import Tensor
 
+from torchadder.tasks.within_epoch import begins_within_epoch
+
 SHOWN = {"train_loss": "loss", "train_accuracy": "accuracy"}
 """What of a task's `train_totals` is shown, and what it is called."""
 
@@ -28,6 +30,12 @@ class Bar(TQDMProgressBar):
         super().__init__()
         self.seconds = seconds
         self._last = 0.0
+
+    def on_train_start(self, trainer: Trainer, *_: Any) -> None:
+        """Starts the bar of an epoch that is gone on with."""
+        super().on_train_start(trainer, *_)
+        if begins_within_epoch(trainer):
+            self.on_train_epoch_start(trainer)
 
     def on_train_epoch_start(self, trainer: Trainer, *_: Any) -> None:
         """Starts the bar of an epoch."""
@@ -105,6 +113,12 @@ class StepCurves(Callback):
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Writes what is left."""
+        self._write(trainer)
+
+    def on_save_checkpoint(
+        self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        """Writes the points of the steps that a run which goes on from here does not make again."""
         self._write(trainer)
 
     def _write(self, trainer: Trainer) -> None:

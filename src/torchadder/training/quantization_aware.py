@@ -11,6 +11,7 @@ from torch import nn
 
 from torchadder.quantize import Calibration, Int8Config, QuantizationError
 from torchadder.quantize.fake import FakeQuantization
+from torchadder.tasks.within_epoch import begins_within_epoch
 
 
 class QuantizationAware(Callback):
@@ -43,6 +44,11 @@ class QuantizationAware(Callback):
             raise QuantizationError(
                 f"quantisation-aware training is for one process, got {trainer.world_size}"
             )
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Finds the ranges of an epoch that is gone on with, from the weights as they are."""
+        if begins_within_epoch(trainer):
+            self.on_train_epoch_start(trainer, pl_module)
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Finds the ranges of the epoch."""

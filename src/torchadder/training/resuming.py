@@ -12,6 +12,7 @@ from torch import nn
 
 from torchadder.checkpoint import CheckpointError
 from torchadder.data import BatchPlan
+from torchadder.tasks.within_epoch import num_batches_done
 from torchadder.training.callbacks import read_metrics
 from torchadder.training.checkpoint_io import read_state
 from torchadder.training.recipe import (
@@ -104,10 +105,20 @@ def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
-def num_kept(folder: Path) -> int:
-    """Finished epochs in the last checkpoint of a run folder."""
+def what_is_kept(folder: Path, epochs: int) -> str | None:
+    """What the last checkpoint of a run folder has seen, in words; None if there is none.
+
+    Args:
+        folder: The run folder.
+        epochs: Epochs of the run.
+    """
     checkpoint = folder / "checkpoints" / "last.ckpt"
-    return num_finished(read_state(checkpoint)) if checkpoint.is_file() else 0
+    if not checkpoint.is_file():
+        return None
+    state = read_state(checkpoint)
+    batches = num_batches_done(state)
+    more = f" and {batches:,} batch{'es' if batches > 1 else ''} of the next" if batches else ""
+    return f"{num_finished(state)} of {epochs} epochs{more}"
 
 
 def num_finished(state: dict[str, Any]) -> int:

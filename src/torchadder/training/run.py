@@ -33,6 +33,7 @@ from torchadder.data import BatchPlan
 from torchadder.data.epochs import EpochData
 from torchadder.lp import ExponentSchedule
 from torchadder.tasks import TrainingTask
+from torchadder.tasks.within_epoch import num_batches_done
 from torchadder.training import distributed
 from torchadder.training.assembly import (
     build_task,
@@ -41,17 +42,18 @@ from torchadder.training.assembly import (
     without_initial_weights,
 )
 from torchadder.training.callbacks import (
-    BestAndLast,
     MetricsTable,
     RunState,
     ValidateLastEpoch,
 )
 from torchadder.training.checkpoint_io import SafetensorsCheckpointIO, read_state
+from torchadder.training.checkpoints import BestAndLast
 from torchadder.training.environment import environment
 from torchadder.training.exponent import ExponentFall
 from torchadder.training.folders import dated_folder
 from torchadder.training.graph import FastStep
 from torchadder.training.guard import NonFiniteGuard
+from torchadder.training.own_state import OwnState
 from torchadder.training.progress import Bar, Lines, StepCurves
 from torchadder.training.recipe import (
     Recipe,
@@ -66,7 +68,7 @@ from torchadder.training.resuming import (
     check_unfinished,
     last_checkpoint,
     num_finished,
-    num_kept,
+    what_is_kept,
 )
 from torchadder.training.stability import StabilityTable
 from torchadder.training.stopping import StopRequests
@@ -137,7 +139,7 @@ def fit(
         DataError: If the data cannot be used.
         FileExistsError: If `output` holds files already.
         NonFiniteError: If a loss, gradient or weight becomes NaN or infinite.
-        KeyboardInterrupt: After Ctrl-C, with the last epoch's checkpoint in place.
+        KeyboardInterrupt: After Ctrl-C, with the last checkpoint in place.
     """
     with environment(recipe):
         here = distributed.connect(recipe.trainer)
@@ -153,17 +155,17 @@ def resume(
     callbacks: Sequence[Callback] = (),
     command: str | None = None,
 ) -> RunResult:
-    """Continues an interrupted run from its last finished epoch, in the same folder.
+    """Continues an interrupted run from its last checkpoint, in the same folder.
 
     On a CPU the result is that of an uninterrupted run, bit for bit: weights, momentum, schedule,
     order and augmentation of the images and the metrics (except the seconds). A run that was
-    stopped before its first epoch was finished starts again.
+    stopped before its first checkpoint starts again.
 
     Args:
         folder: The run folder.
         place: Where to compute from now on: new values for the recipe's `trainer.accelerator`,
-            `devices`, `threads` and `timeout`. The number of processes may change where an epoch
-            keeps its batches.
+            `devices`, `threads` and `timeout`, and for `checkpoint_minutes`. The number of
+            processes may change where an epoch keeps its batches.
         callbacks: Further Lightning callbacks.
         command: What to record as the command; None records `sys.argv`.
 
@@ -188,7 +190,7 @@ def resume(
             data, task = _prepare(without_initial_weights(recipe), here.size)
             check_state(task, state["state_dict"], checkpoint)
             check_division(state, data.plan(here.size), checkpoint)
-            data.first_epoch = num_finished(state)
+            data.first_epoch, data.first_batch = num_finished(state), num_batches_done(state)
             return data, task
 
         data, task = distributed.together(prepare)
@@ -235,8 +237,14 @@ def _run(
     table.restore(data.first_epoch)
     requests = StopRequests()
     measuring = distributed.together(lambda: _stability(recipe, task, folder))
-    best_and_last = BestAndLast(folder / "checkpoints", task.monitor)
-    own = [*_exponent(recipe), table, *measuring, *_patience(recipe, task), best_and_last, requests]
+    minutes = recipe.trainer.checkpoint_minutes
+    within = None if minutes is None else 60 * minutes
+    apart = OwnState(recipe.seed)
+    best_and_last = BestAndLast(
+        folder / "checkpoints", task.monitor, within=within, around=apart.averaged
+    )
+    own = [apart, *_exponent(recipe), table, *measuring, *_patience(recipe, task)]
+    own += [best_and_last, requests]
     trainer = distributed.together(lambda: _trainer(recipe, data, task, folder, [*own, *callbacks]))
     task.batch_weight = _batch_weight(trainer, data.plan(trainer.world_size))
     fast = distributed.together(lambda: _fast_step(recipe, trainer, task))
@@ -388,8 +396,8 @@ def _failure(
     folder: Path,
 ) -> BaseException:
     """What to raise for what ended a run: the same, or something that tells the user more."""
-    done = num_kept(folder)
-    kept = f"{done} of {recipe.epochs} epochs are kept" if done else "no epoch was finished"
+    done = what_is_kept(folder, recipe.epochs)
+    kept = "no epoch was finished" if done is None else f"{done} are kept"
     goes_on = f"continue with: torchadder train --resume {folder}"
     is_interrupted = requests.received is not None or isinstance(error, KeyboardInterrupt)
     lost = None
@@ -402,8 +410,8 @@ def _failure(
         return distributed.PeerLostError(f"{lost}, {when}; {kept}; {goes_on}", peers.speaks())
     if is_interrupted or (isinstance(error, SystemExit) and trainer.interrupted):
         # Lightning turns Ctrl-C into exit(1).
-        words = goes_on if done else "nothing was kept"
-        return KeyboardInterrupt(f"interrupted after {done} of {recipe.epochs} epochs; {words}")
+        words = f"{done}; {goes_on}" if done else f"0 of {recipe.epochs} epochs; nothing was kept"
+        return KeyboardInterrupt(f"interrupted after {words}")
     if isinstance(error, OSError | CheckpointError):
         return OutputError(f"{_words(error)}; {kept}; {goes_on}")
     if "parameters that were not used in producing the loss" in str(error):
@@ -458,7 +466,6 @@ def _trainer(
                 NonFiniteGuard(deferred=None if task.has_tensor_batches else False),
                 RunState(recipe.to_dict(), division),
                 ValidateLastEpoch(),
-                distributed.EqualBuffers(recipe.seed),
                 *callbacks,
             ],
             plugins=[

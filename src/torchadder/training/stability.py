@@ -76,6 +76,12 @@ class StabilityTable(Callback):
         """Writes what was measured."""
         self._write()
 
+    def on_save_checkpoint(
+        self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        """Writes the steps that a run which goes on from here does not make again."""
+        self._write()
+
     def on_exception(
         self, trainer: Trainer, pl_module: LightningModule, exception: BaseException
     ) -> None:

@@ -15,7 +15,7 @@ from torchadder.data.detection.opening import divide, open_detection
 from torchadder.data.detection.problems import LeftOut
 from torchadder.data.detection.tables import DetectionSource
 from torchadder.data.detection.transforms import Augmentation
-from torchadder.data.epochs import EpochData
+from torchadder.data.epochs import EpochData, EpochLoader
 from torchadder.data.sources import split_to_evaluate
 
 
@@ -150,7 +150,7 @@ class DetectionData(EpochData):
         if workers is None:
             workers = 0 if self.opened.format == "digit-scenes" else min(4, os.cpu_count() or 1)
         device = self._device()
-        return DataLoader(
+        return EpochLoader(
             images,
             batch_size=max(1, batch_size // sampler.world_size),
             sampler=sampler,

@@ -6,6 +6,7 @@ Each function looks at one concern and raises `RecipeError`, which names the key
 from __future__ import annotations
 
 import dataclasses
+import math
 from typing import TYPE_CHECKING
 
 from torchadder.training.recipe.errors import RecipeError, require
@@ -100,6 +101,13 @@ def check_trainer(trainer: TrainerConfig) -> None:
     devices = trainer.devices
     is_number = devices == -1 or not isinstance(devices, int) or devices >= 1
     require(is_number, "trainer.devices", devices, "at least 1, or auto")
+    minutes = trainer.checkpoint_minutes
+    require(
+        minutes is None or 0 <= minutes < math.inf,
+        "trainer.checkpoint_minutes",
+        minutes,
+        "0 or more minutes, or null",
+    )
     require(trainer.timeout > 0, "trainer.timeout", trainer.timeout, "a positive number")
     if trainer.cuda_graph:
         require(

@@ -17,8 +17,11 @@ from torchadder.training.recipe.whole import Recipe
 if TYPE_CHECKING:
     from jsonargparse import ArgumentParser
 
-PLACE_KEYS = ("accelerator", "devices", "threads", "timeout")
-"""Keys of `trainer` that say where a run computes, not what: they may change when it goes on."""
+PLACE_KEYS = ("accelerator", "devices", "threads", "timeout", "checkpoint_minutes")
+"""Keys of `trainer` that say where a run computes and how often it is saved, not what it trains.
+
+They may change when it goes on.
+"""
 
 
 def keys(section: type = Recipe, prefix: str = "") -> list[str]:

@@ -334,6 +334,8 @@ class TrainerConfig:
         check_val_every: Epochs from one validation to the next; the last epoch always has one.
             Checkpoints are written after epochs with a validation and, where that takes long, once
             a minute.
+        checkpoint_minutes: Minutes from one checkpoint to the next within an epoch; 0: after every
+            step; null: none.
         patience: Validations without a better result after which the run ends early; null: never.
         compile: Compile the training step (both nets and the loss): false, true, or a mode of
             torch.compile. Same results up to rounding.
@@ -361,6 +363,7 @@ class TrainerConfig:
     timeout: float = 1800.0
     tf32: bool = False
     check_val_every: int = 1
+    checkpoint_minutes: float | None = 10.0
     patience: int | None = None
     compile: (
         bool | Literal["default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs"]
