@@ -1,4 +1,4 @@
-"""Sums and rows over all processes of a run, through which gradients flow.
+"""Sums and rows over all processes of a run, through which gradients flow, and plain objects.
 
 Every process must call these functions, and their backward passes, in the same order; without a
 process group torch raises a ValueError. Who starts the processes is not known here.
@@ -7,17 +7,28 @@ process group torch raises a ValueError. Who starts the processes is not known h
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+T = TypeVar("T")
+
 
 def in_process_group() -> bool:
     """Whether this process belongs to a process group, be it alone in it."""
     return dist.is_available() and dist.is_initialized()
+
+
+def objects_of_processes(own: T) -> list[T]:
+    """An object of each process, of the lowest rank first; without a process group this one's."""
+    if not in_process_group():
+        return [own]
+    objects: list[T] = [own] * dist.get_world_size()
+    dist.all_gather_object(objects, own)
+    return objects
 
 
 class BatchStatistics:

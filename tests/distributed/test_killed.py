@@ -138,5 +138,5 @@ def test_files_may_not_grow(digits, tmp_path):
     outcome = ranks.start(rank_jobs.fill_disk, digits, folder, 100_000).outcomes()[0]
     assert outcome.error[0] == "OutputError"
     assert "File too large" in outcome.error[1]
-    assert "no epoch was finished" in outcome.error[1]
+    assert "there is no checkpoint" in outcome.error[1]
     assert [path.name for path in (folder / "checkpoints").iterdir()] == []

@@ -1,22 +1,27 @@
 """Going on in the middle of an epoch: every kind of run ends as if nothing had happened."""
 
 import csv
+import itertools
 import json
 import os
 import signal
+from types import SimpleNamespace
 
 import lightning
 import pytest
 import torch
+from lightning.pytorch.callbacks import ModelCheckpoint
 from torch import nn
 
 import torchadder
 from short_runs import SMALL, write_digits
 from short_runs import recipe as short_recipe
 from torchadder import models, recipes
+from torchadder.tasks import Classification
 from torchadder.training import NonFiniteError, RecipeError, fit, resume
-from torchadder.training.checkpoint_io import read_state
+from torchadder.training.checkpoint_io import SafetensorsCheckpointIO, read_state
 from torchadder.training.checkpoints import BestAndLast
+from torchadder.training.environment import quiet
 from torchadder.training.stability import StabilityTable
 
 EVERY_STEP = {"trainer.checkpoint_minutes": 0}
@@ -229,46 +234,145 @@ def test_what_is_not_finite_is_not_kept(tmp_path):
     """Running statistics do not reach the loss of a batch: only a look at them finds them."""
 
     class Poison(lightning.Callback):
+        def __init__(self, step):
+            self.step = step
+
         def on_train_batch_end(self, trainer, task, outputs, batch, batch_idx):
-            if trainer.global_step == 9:
+            if trainer.global_step == self.step:
                 task.plain_model.bn2.running_mean[0] = float("nan")
 
     message = r"step 9, epoch 2: running_mean of layer 'bn2' is not finite; the last good checkpo"
     with pytest.raises(NonFiniteError, match=message):
-        fit(recipe(**EVERY_STEP), output=tmp_path / "run", callbacks=[Poison()])
+        fit(recipe(**EVERY_STEP), output=tmp_path / "run", callbacks=[Poison(9)])
     state = read_state(tmp_path / "run" / "checkpoints" / "last.ckpt")
     assert state["global_step"] == 8
     resume(tmp_path / "run")
 
+    message = r"step 1, epoch 1: running_mean of layer 'bn2' is not finite; there is no checkpoint"
+    with pytest.raises(NonFiniteError, match=message):
+        fit(recipe(**EVERY_STEP), output=tmp_path / "first", callbacks=[Poison(1)])
 
-def test_time_between_checkpoints(tmp_path, monkeypatch):
+
+class Clock:
+    """A keeper of checkpoints in a world where a batch takes as long as one says."""
+
+    def __init__(self, folder, monkeypatch, world_size):
+        self.now, self.asked, self.saved = 0.0, [], []
+        self.keeper = BestAndLast(folder, "val_accuracy", within=600.0)
+        self.trainer = SimpleNamespace(
+            num_training_batches=100_000,
+            is_last_batch=False,
+            world_size=world_size,
+            global_step=0,
+            strategy=SimpleNamespace(broadcast=self._broadcast),
+            fit_loop=SimpleNamespace(_should_accumulate=lambda: False),
+        )
+        monkeypatch.setattr("time.monotonic", lambda: self.now)
+        monkeypatch.setattr(self.keeper, "_monitor_candidates", lambda trainer: {})
+        monkeypatch.setattr(self.keeper, "_save_last_checkpoint", self._save)
+
+    def _broadcast(self, value):
+        self.asked.append(self.now)
+        return value
+
+    def _save(self, *_):
+        self.saved.append(self.now)
+
+    def batches(self, number, seconds):
+        for _ in range(number):
+            self.now += seconds
+            self.keeper.on_train_batch_end(self.trainer, None, None, None, 0)
+
+
+@pytest.mark.parametrize("world_size", [1, 2])
+def test_time_between_checkpoints(tmp_path, monkeypatch, world_size):
     """An hour of batches of a second each: a checkpoint after every ten minutes, few questions."""
-    keeper = BestAndLast(tmp_path, "val_accuracy", within=600.0)
-    now, asked, saved = [0.0], [], []
-
-    class Strategy:
-        def broadcast(self, value):
-            asked.append(now[0])
-            return value
-
-    class Trainer:
-        num_training_batches = 10_000
-        is_last_batch = False
-        strategy = Strategy()
-
-        class fit_loop:  # noqa: N801
-            _should_accumulate = staticmethod(lambda: False)
-
-    monkeypatch.setattr("time.monotonic", lambda: now[0])
-    monkeypatch.setattr(keeper, "_monitor_candidates", lambda trainer: {})
-    monkeypatch.setattr(keeper, "_save_last_checkpoint", lambda *_: saved.append(now[0]))
-    for batch_idx in range(3600):
-        now[0] += 1.0
-        keeper.on_train_batch_end(Trainer(), None, None, None, batch_idx)
-    gaps = [later - earlier for earlier, later in zip([0.0, *saved], saved, strict=False)]
-    assert len(saved) in (5, 6)
+    clock = Clock(tmp_path, monkeypatch, world_size)
+    clock.batches(3605, 1.0)
+    gaps = [later - earlier for earlier, later in itertools.pairwise([0.0, *clock.saved])]
+    assert len(gaps) in (5, 6)
     assert all(600 <= gap <= 602 for gap in gaps)
-    assert len(asked) <= 15 * len(saved)
+    assert len(clock.asked) <= (0 if world_size == 1 else 20 * len(gaps))
+
+
+@pytest.mark.parametrize("world_size", [1, 2])
+def test_batches_that_become_slow_do_not_put_a_checkpoint_off(tmp_path, monkeypatch, world_size):
+    clock = Clock(tmp_path, monkeypatch, world_size)
+    clock.batches(200, 0.01)
+    clock.batches(1500, 1.0)
+    assert 600 <= clock.saved[0] <= 1000
+
+
+def test_a_run_that_a_callback_ends_is_whole(tmp_path):
+    """The step after which it ends was saved as one within an epoch before."""
+
+    class Enough(lightning.Callback):
+        def on_train_batch_end(self, trainer, task, outputs, batch, batch_idx):
+            trainer.should_stop = batch_idx == 2
+
+    result = fit(recipe(**EVERY_STEP), output=tmp_path / "run", callbacks=[Enough()])
+    assert result.best_checkpoint.is_file()
+    state = read_state(tmp_path / "run" / "checkpoints" / "last.ckpt")
+    assert state["loops"]["fit_loop"]["epoch_progress"]["current"]["processed"] == 1
+
+
+def test_a_plain_trainer_goes_on_with_the_right_batches(tmp_path):
+    """The data module says where, not the run folder of a recipe."""
+
+    class Look(lightning.Callback):
+        def __init__(self):
+            self.labels = []
+
+        def on_train_batch_start(self, trainer, task, batch, batch_idx):
+            self.labels.append(batch[1].tolist())
+
+    def train(look, checkpoint=None):
+        data = torchadder.data.ImageData("mnist", batch_size=500, workers=1, cache_mb=0)
+        data.setup()
+        task = Classification(models.lenet5_bn(conv="conv"), num_classes=10)
+        keeper = ModelCheckpoint(tmp_path, "at-{step}", every_n_train_steps=3, save_top_k=-1)
+        trainer = lightning.Trainer(
+            max_epochs=2,
+            accelerator="cpu",
+            logger=False,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+            limit_val_batches=0,
+            callbacks=[keeper, look],
+            plugins=[SafetensorsCheckpointIO()],
+        )
+        with quiet():
+            trainer.fit(task, data, ckpt_path=checkpoint)
+
+    straight, rest = Look(), Look()
+    train(straight)
+    train(rest, tmp_path / "at-step=12.ckpt")
+    assert len(straight.labels) == 16
+    assert rest.labels == straight.labels[12:]
+
+
+def test_the_data_of_a_result_have_whole_epochs(tmp_path):
+    with pytest.raises(KeyboardInterrupt):
+        fit(recipe(**EVERY_STEP), output=tmp_path / "run", callbacks=[Interrupt(0, 3)])
+    data = resume(tmp_path / "run").data
+    assert sum(1 for _ in data.train_dataloader()) == len(data.train_dataloader()) == 125
+
+
+def test_the_readers_of_a_stream_stay_the_same(tmp_path, monkeypatch):
+    """`data.workers` is not named, and the machine that goes on has more CPUs."""
+    from datasets import config
+
+    monkeypatch.setattr(config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    write_digits(tmp_path / "data", {"train": slice(0, 5000, 80), "test": slice(1, 5000, 400)})
+    options = {"data.source": str(tmp_path / "data"), "data.streaming": True, "data.batch_size": 8}
+    options |= {"data.shuffle_buffer": 5, "trainer.limit_train_batches": 1.0}
+    monkeypatch.setattr("torchadder.data.module.os.cpu_count", lambda: 1)
+    straight = fit(recipe(**options, **NEVER), output=tmp_path / "straight")
+    with pytest.raises(KeyboardInterrupt, match="1 of 2 epochs and 3 batches"):
+        fit(recipe(**options, **EVERY_STEP), output=tmp_path / "cut", callbacks=[Interrupt(1, 3)])
+    monkeypatch.setattr("torchadder.data.module.os.cpu_count", lambda: 2)
+    resume(tmp_path / "cut")
+    assert_same_end(tmp_path / "cut", straight.folder)
 
 
 def test_by_default_a_short_epoch_is_not_interrupted_by_writing(tmp_path):

@@ -42,7 +42,7 @@ def add_arguments(parser: ArgumentParser) -> None:
     parser.epilog = (
         f"TABLE is one of {', '.join(TABLES)}; {', '.join(COUNTED)} is counted, not trained, and "
         "takes --output alone. The same command goes on where it was interrupted "
-        "or killed: finished rows are skipped, the row at work continues from its last epoch. "
+        "or killed: finished rows are skipped, the row at work continues from its last checkpoint. "
         "Rows, seeds and budgets may be added to an existing folder; other settings are refused. "
         f"Any key of a recipe's sections {', '.join(SHARED)}, and of detection those that do not "
         "make the rows, can be set for all rows, such as "

@@ -15,12 +15,14 @@ if TYPE_CHECKING:
     from torchadder.data.module import ImageData as ImageData
     from torchadder.data.plan import BatchPlan as BatchPlan
     from torchadder.data.sources import DataError as DataError
+    from torchadder.data.within_epoch import begins_within_epoch as begins_within_epoch
 
 _NAMES = {
     "BatchPlan": "torchadder.data.plan",
     "DataError": "torchadder.data.sources",
     "ImageData": "torchadder.data.module",
     "Preprocess": "torchadder.data.images",
+    "begins_within_epoch": "torchadder.data.within_epoch",
     "decode": "torchadder.data.images",
 }
 
@@ -29,6 +31,7 @@ __all__ = [
     "DataError",
     "ImageData",
     "Preprocess",
+    "begins_within_epoch",
     "decode",
 ]
 

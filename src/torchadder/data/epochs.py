@@ -12,13 +12,14 @@ from torch.utils.data import DataLoader
 from torchadder.data.plan import BatchPlan
 from torchadder.data.sampling import EpochSampler
 from torchadder.data.sources import DataError
+from torchadder.data.within_epoch import position
 
 
 class GoesOnWithinEpoch:
     """Tells Lightning that a loader can begin in the middle of an epoch.
 
-    Lightning asks a loader for a state. There is none: which batches are left is a function of
-    `EpochData.first_epoch` and `first_batch`.
+    Lightning asks a loader for a state, which comes too late: worker processes have fetched their
+    first batches then. It is the data module that has it, `EpochData.first_batch`.
     """
 
     def state_dict(self) -> dict[str, Any]:
@@ -65,6 +66,23 @@ class EpochData(lightning.LightningDataModule):
         super().__init__()
         self.first_epoch = 0
         self.first_batch = 0
+
+    @property
+    def stream_workers(self) -> int | None:
+        """Worker processes that read a stream; None where it does not matter who reads what."""
+        return None
+
+    def state_dict(self) -> dict[str, Any]:
+        """Where a run that goes on from here begins; Lightning keeps it in its checkpoints."""
+        if self.trainer is None:
+            return {}
+        epoch, batch = position(self.trainer)
+        return {"first_epoch": epoch, "first_batch": batch}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Begins there."""
+        self.first_epoch = state_dict["first_epoch"]
+        self.first_batch = state_dict["first_batch"]
 
     @property
     def left_out(self) -> Sequence[object]:

@@ -250,6 +250,13 @@ class ImageData(EpochData):
         batch_size = self.eval_batch_size or self.batch_size
         return self._loader(self.val, self._sampler(self.val, shuffle=False), batch_size)
 
+    @property
+    def stream_workers(self) -> int | None:
+        """Worker processes that read a stream; None without one."""
+        if not self.streaming:
+            return None
+        return min(4, os.cpu_count() or 1) if self.workers is None else self.workers
+
     def _loader(
         self, images: Images, sampler: EpochSampler, batch_size: int
     ) -> DataLoader | DeviceLoader:
@@ -284,11 +291,11 @@ class ImageData(EpochData):
             buffer=self.shuffle_buffer,
             seed=self.seed,
         )
-        workers = min(4, os.cpu_count() or 1) if self.workers is None else self.workers
         device = self._device()
         is_on_gpu = device is not None and device.type == "cuda"
         tickets = Tickets(len(batches))
         tickets.start_at(self.first_epoch, self.first_batch)
+        workers = self.stream_workers or 0
         return stream_loader(batches, tickets, workers=workers, pin_memory=is_on_gpu)
 
     def _fits(self, device: torch.device) -> bool:

@@ -204,7 +204,9 @@ def open_stream(
 
 
 class StreamBatches(Dataset):
-    """Batch number b of epoch e, for whoever asks for all of a reader's batches in their order.
+    """Batch number b of epoch e, for whoever asks for a reader's batches in their order.
+
+    Who begins with a later batch than the reader's first has those before read and left out.
 
     Args:
         stream: The images.

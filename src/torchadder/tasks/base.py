@@ -13,10 +13,11 @@ from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
 
 from torchadder import awn
+from torchadder.data.within_epoch import begins_within_epoch, is_within_epoch
 from torchadder.nn import AdderModule
 from torchadder.optim import AdaptiveLR
+from torchadder.processes import objects_of_processes
 from torchadder.tasks.totals import EpochTotals
-from torchadder.tasks.within_epoch import begins_within_epoch, is_within_epoch
 
 LossAndSums = Callable[[Any, Any], tuple[Tensor, dict[str, Tensor]]]
 
@@ -89,7 +90,7 @@ class TrainingTask(lightning.LightningModule):
         self.min_lr = min_lr
         self.warmup = warmup
         self.train_totals = EpochTotals()
-        self._saved_totals: dict[str, Any] = {}
+        self._saved_totals: list[dict[str, Any]] = []
         self.batch_weight: Callable[[int], float] | None = None
         self.fast_step: LossAndSums | None = None
         self.fused: bool | None = None
@@ -139,9 +140,11 @@ class TrainingTask(lightning.LightningModule):
 
     def on_train_epoch_resume(self) -> None:
         """In place of `on_train_epoch_start`: takes up the totals."""
-        # They are those of all processes, so one of them takes them.
-        is_first = self.trainer.is_global_zero
-        self.train_totals.load_state_dict(self._saved_totals if is_first else {}, self.device)
+        saved, self._saved_totals = self._saved_totals, []
+        rank, world_size = self.trainer.global_rank, self.trainer.world_size
+        # As many processes go on each with its own; of others the first takes all.
+        own = saved[rank : rank + 1] if len(saved) == world_size else saved if rank == 0 else []
+        self.train_totals.load_state_dict(own, self.device)
 
     def training_step(self, batch: tuple[Any, Any], batch_idx: int) -> Tensor:
         """The loss of a batch, a scalar; adds the batch to the totals of the epoch."""
@@ -155,8 +158,12 @@ class TrainingTask(lightning.LightningModule):
         is_limit = batch_idx + 1 == self.trainer.num_training_batches
         if not (is_limit or self.trainer.is_last_batch):
             return
+
+        def over_processes(totals: Tensor) -> Tensor:
+            return self.trainer.strategy.reduce(totals, reduce_op="sum")  # type: ignore[return-value]
+
         # The means are those of all processes already; averaging them once more changes nothing.
-        means = self.train_totals.means(self._sum_over_processes)
+        means = self.train_totals.means(over_processes)
         self.log_dict(means, on_step=False, on_epoch=True, batch_size=1, sync_dist=True)
 
     def backward(self, loss: Tensor, *args: Any, **kwargs: Any) -> None:
@@ -190,17 +197,14 @@ class TrainingTask(lightning.LightningModule):
             "lr_scheduler": {"scheduler": schedule, "interval": "step", "name": "lr"},
         }
 
-    def _sum_over_processes(self, totals: Tensor) -> Tensor:
-        return self.trainer.strategy.reduce(totals, reduce_op="sum")  # type: ignore[return-value]
-
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Adds the totals of an unfinished epoch."""
         if is_within_epoch(self.trainer):
-            checkpoint["train_totals"] = self.train_totals.state_dict(self._sum_over_processes)
+            checkpoint["train_totals"] = objects_of_processes(self.train_totals.state_dict())
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Takes up the totals, and leaves it to this machine how the optimizer computes."""
-        self._saved_totals = checkpoint.get("train_totals", {})
+        self._saved_totals = checkpoint.get("train_totals", [])
         for state in checkpoint.get("optimizer_states", []):
             for group in state["param_groups"]:
                 group["fused"] = self._is_fused() or None

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-import torch.distributed as dist
 from torch import Tensor, nn
 
 from torchadder.data.detection import DetectionSplit, coco_ground_truth, coco_results
 from torchadder.detection import CocoAP, VocAP, coco_ap, feature_sparsity, voc_ap
+from torchadder.processes import objects_of_processes
 from torchadder.quantize import integer_net
 from torchadder.tasks.base import TrainingTask
 
@@ -103,7 +104,8 @@ class Detection(TrainingTask):
 
     def on_validation_epoch_end(self) -> None:
         """Compares what was found with the truth, over all processes."""
-        self.found, self.seen = _of_all(self.found), sorted(_of_all(self.seen))
+        self.found = list(itertools.chain(*objects_of_processes(self.found)))
+        self.seen = sorted(itertools.chain(*objects_of_processes(self.seen)))
         truth = coco_ground_truth(self.truth)
         self.coco = coco_ap(truth, self.found, self.seen)
         self.voc = voc_ap(truth, self.found, self.seen)
@@ -125,12 +127,3 @@ def _size_kept(model: Any) -> Iterator[None]:
         yield
     finally:
         model.transform._skip_resize = before
-
-
-def _of_all(own: list[Any]) -> list[Any]:
-    """The entries of all processes, in the order of their ranks."""
-    if not dist.is_initialized():
-        return own
-    parts: list[list[Any]] = [[]] * dist.get_world_size()
-    dist.all_gather_object(parts, own)
-    return [entry for part in parts for entry in part]

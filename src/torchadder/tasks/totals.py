@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -58,33 +58,31 @@ class EpochTotals:
         """
         if self._totals is None:
             return {}
-        totals, count = self._over_processes(self._totals, reduce)
-        return dict(zip(self._names, (totals / count).unbind(), strict=True))
+        totals = torch.cat([self._totals, self._totals.new_full((1,), self.count)])
+        if reduce is not None:
+            totals = reduce(totals)
+        return dict(zip(self._names, (totals[:-1] / totals[-1]).unbind(), strict=True))
 
-    def state_dict(self, reduce: Callable[[Tensor], Tensor] | None = None) -> dict[str, Any]:
-        """What goes on from here needs, of all processes together; empty before the first batch.
-
-        Args:
-            reduce: As of `means`.
-        """
+    def state_dict(self) -> dict[str, Any]:
+        """What an epoch that is gone on with needs, on the CPU; empty before the first batch."""
         if self._totals is None:
             return {}
-        totals, count = self._over_processes(self._totals, reduce)
-        return {"names": list(self._names), "totals": totals, "count": round(float(count))}
+        return {
+            "names": list(self._names),
+            "totals": self._totals.cpu().clone(),
+            "count": self.count,
+        }
 
-    def load_state_dict(self, state: Mapping[str, Any], device: torch.device) -> None:
-        """Takes up what `state_dict` gave, on the device that the batches will lie on."""
+    def load_state_dict(self, states: Sequence[Mapping[str, Any]], device: torch.device) -> None:
+        """Takes up what `state_dict` gave.
+
+        Args:
+            states: What it gave in one process, or in several whose batches are taken together.
+            device: Where the batches will lie.
+        """
         self.reset()
-        if state:
-            self._names = tuple(state["names"])
-            self._totals = state["totals"].to(device, copy=True)
-            self.count = state["count"]
-
-    def _over_processes(
-        self, totals: Tensor, reduce: Callable[[Tensor], Tensor] | None
-    ) -> tuple[Tensor, Tensor]:
-        """The sums, and the number of images they are of."""
-        together = torch.cat([totals, totals.new_full((1,), self.count)])
-        if reduce is not None:
-            together = reduce(together)
-        return together[:-1], together[-1]
+        filled = [state for state in states if state]
+        if filled:
+            self._names = tuple(filled[0]["names"])
+            self._totals = torch.stack([state["totals"] for state in filled]).sum(0).to(device)
+            self.count = sum(state["count"] for state in filled)

@@ -16,7 +16,7 @@ from lightning.pytorch.callbacks import Callback, EarlyStopping
 
 from torchadder.atomic import write_atomically
 from torchadder.checkpoint import CheckpointError
-from torchadder.tasks.within_epoch import begins_within_epoch, is_within_epoch
+from torchadder.data.within_epoch import begins_within_epoch, is_within_epoch
 from torchadder.training.own_state import random_state, set_random_state
 
 FIRST_COLUMNS = (

@@ -56,29 +56,32 @@ class BestAndLast(ModelCheckpoint):
         self.within = within
         self.around = around
         self._saved_at = 0.0
-        self._batches_to_look = 1
-        self._looked_at = 0.0
-        self._batches_since_look = 0
+        self._batches_to_ask = 1
+        self._asked_at = 0.0
+        self._batches_since = 0
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Starts the clock."""
         super().on_train_start(trainer, pl_module)
-        self._saved_at = self._looked_at = time.monotonic()
+        self._saved_at = self._asked_at = time.monotonic()
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Saves `last.ckpt` if it is time."""
-        self._batches_since_look += 1
-        if self.within is None or self._batches_since_look < self._batches_to_look:
+        self._batches_since += 1
+        if self.within is None or self._batches_since < self._batches_to_ask:
             return
         is_last = batch_idx + 1 == trainer.num_training_batches or trainer.is_last_batch
         # After the last batch the epoch ends; between two steps, gradients would have to be saved.
         if is_last or trainer.fit_loop._should_accumulate():
             return
-        if self._look(trainer, self.within):
+        if self._ask(trainer, self.within):
+            before = self._last_global_step_saved
             with self.around(pl_module) if self.around else contextlib.nullcontext():
                 self._save_last_checkpoint(trainer, self._monitor_candidates(trainer))
+            # Where the epoch ends after this step all the same, it is saved as one that ends.
+            self._last_global_step_saved = before
             self._saved_at = time.monotonic()
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -92,20 +95,23 @@ class BestAndLast(ModelCheckpoint):
         if self._last_global_step_saved != trainer.global_step:
             self._save_last_checkpoint(trainer, self._monitor_candidates(trainer))
 
-    def _look(self, trainer: Trainer, within: float) -> bool:
+    def _ask(self, trainer: Trainer, within: float) -> bool:
         """Whether it is time, and after how many batches to ask again.
 
         Asking makes several processes wait for the first one. So they ask when half of the time
-        that is left will be over, as far as the batches since the last time tell.
+        that is left will be over, as far as the batches since the last time tell, and after twice
+        as many batches at most. A single process asks after each.
         """
         now = time.monotonic()
         left = within - (now - self._saved_at)
         is_time = left <= 0
-        per_batch = max((now - self._looked_at) / self._batches_since_look, 1e-6)
-        num_batches = max(1, int((within if is_time else left) / 2 / per_batch))
-        is_time, self._batches_to_look = trainer.strategy.broadcast((is_time, num_batches))
-        self._looked_at = now
-        self._batches_since_look = 0
+        if trainer.world_size > 1:
+            per_batch = max((now - self._asked_at) / self._batches_since, 1e-6)
+            half = int((within if is_time else left) / 2 / per_batch)
+            num_batches = max(1, min(half, 2 * self._batches_since))
+            is_time, self._batches_to_ask = trainer.strategy.broadcast((is_time, num_batches))
+        self._asked_at = now
+        self._batches_since = 0
         return is_time
 
     def _is_time(self, trainer: Trainer) -> bool:

@@ -215,13 +215,6 @@ def _shared(text: Any, rank: int, own: Exception | None) -> Exception:
     return error
 
 
-def of_all(value: T) -> list[T]:
-    """The values of all processes in the order of their ranks."""
-    values: list[T] = [value] * dist.get_world_size()
-    dist.all_gather_object(values, value)
-    return values
-
-
 class Peers:
     """The other processes of a run, as they were when it began."""
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from lightning import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 
+from torchadder.data.within_epoch import begins_within_epoch
 from torchadder.lp import ExponentSchedule, set_exponent_
-from torchadder.tasks.within_epoch import begins_within_epoch
 from torchadder.training.graph import FastStep
 
 

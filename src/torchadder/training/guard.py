@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -9,7 +10,7 @@ from lightning import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback
 from torch import Tensor
 
-from torchadder.tasks.within_epoch import is_within_epoch
+from torchadder.data.within_epoch import is_within_epoch
 from torchadder.training import distributed
 from torchadder.training.localise import all_finite, first_non_finite, layer_words
 from torchadder.training.watch import FiniteWatch, Moment
@@ -29,8 +30,8 @@ class NonFiniteGuard(Callback):
 
     Where the optimizer is fused, on CUDA devices, the check of a step does not wait for the device:
     it raises a flag there, by which the optimizer leaves the weights as they are from the failing
-    step on. The flag is read every few hundred steps and at the end of each epoch; what is said
-    about step, batch and layer is the same.
+    step on. The flag is read every few hundred steps, before each checkpoint and at the end of each
+    epoch; what is said about step, batch and layer is the same.
 
     Where several processes train, the gradients are looked at when they have been summed over all
     of them, so that all stop at the same step; then each runs its own share of the batch again, and
@@ -163,5 +164,6 @@ def _check_weights(trainer: Trainer, pl_module: LightningModule, when: str) -> N
 
 def _kept(trainer: Trainer) -> str:
     path = trainer.checkpoint_callback.last_model_path if trainer.checkpoint_callback else ""  # type: ignore[attr-defined]
-    kept = f"the last good checkpoint is {path}" if path else "no epoch was finished before"
-    return f"; {kept}"
+    # The callback notes the path before it saves, and it may be a save that is given up here.
+    is_there = path and Path(path).is_file()
+    return f"; the last good checkpoint is {path}" if is_there else "; there is no checkpoint"

@@ -14,8 +14,8 @@ from lightning.pytorch.callbacks import Callback
 from torch import Tensor, nn
 
 from torchadder.data.images import draw
-from torchadder.tasks.within_epoch import begins_within_epoch
-from torchadder.training.distributed import of_all
+from torchadder.data.within_epoch import begins_within_epoch
+from torchadder.processes import objects_of_processes
 
 
 def random_state() -> dict[str, Any]:
@@ -78,7 +78,7 @@ class OwnState(Callback):
         """Adds what is each process's own, within `averaged`."""
         if trainer.world_size > 1 and self._own is not None:
             own = {"random": random_state(), "statistics": [v.cpu() for v in self._own]}
-            checkpoint["ranks"] = of_all(own)
+            checkpoint["ranks"] = objects_of_processes(own)
 
     def on_load_checkpoint(
         self,
@@ -95,10 +95,11 @@ class OwnState(Callback):
         """Gives each process its own again, where the run goes on within an epoch."""
         if trainer.world_size == 1 or not begins_within_epoch(trainer):
             return
-        if len(self._saved) != trainer.world_size:
+        saved, self._saved = self._saved, []
+        if len(saved) != trainer.world_size:
             seed_process(self.seed, trainer.global_step, trainer.global_rank, purpose=17)
             return
-        own = self._saved[trainer.global_rank]
+        own = saved[trainer.global_rank]
         set_random_state(own["random"])
         for buffer, values in zip(_running_statistics(pl_module), own["statistics"], strict=True):
             buffer.copy_(values)

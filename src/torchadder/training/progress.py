@@ -1,7 +1,8 @@
 """What a run says while an epoch lasts: a bar, lines, and curves of single steps.
 
 Reading a number from a GPU makes the GPU wait for the host. So bar and lines read at most a few
-times a second, and the points of the curves stay on the device until the epoch is over.
+times a second, and the points of the curves stay on the device until a checkpoint is written or
+the epoch is over.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from lightning import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback, TQDMProgressBar
 from torch import Tensor
 
-from torchadder.tasks.within_epoch import begins_within_epoch
+from torchadder.data.within_epoch import begins_within_epoch
 
 SHOWN = {"train_loss": "loss", "train_accuracy": "accuracy"}
 """What of a task's `train_totals` is shown, and what it is called."""
@@ -93,7 +94,7 @@ class Lines(Callback):
 class StepCurves(Callback):
     """Loss and accuracy of every n-th batch, n = `log_every_n_steps`, for the loggers.
 
-    On a CPU a point is logged at once, elsewhere at the end of its epoch.
+    On a CPU a point is logged at once, elsewhere before a checkpoint and at the end of its epoch.
     """
 
     def __init__(self) -> None:

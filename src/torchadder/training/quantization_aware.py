@@ -9,9 +9,9 @@ from lightning import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback
 from torch import nn
 
+from torchadder.data.within_epoch import begins_within_epoch
 from torchadder.quantize import Calibration, Int8Config, QuantizationError
 from torchadder.quantize.fake import FakeQuantization
-from torchadder.tasks.within_epoch import begins_within_epoch
 
 
 class QuantizationAware(Callback):

@@ -12,7 +12,8 @@ from torch import nn
 
 from torchadder.checkpoint import CheckpointError
 from torchadder.data import BatchPlan
-from torchadder.tasks.within_epoch import num_batches_done
+from torchadder.data.epochs import EpochData
+from torchadder.data.within_epoch import num_batches_done
 from torchadder.training.callbacks import read_metrics
 from torchadder.training.checkpoint_io import read_state
 from torchadder.training.recipe import (
@@ -93,6 +94,23 @@ def check_division(state: dict[str, Any], plan: BatchPlan, checkpoint: Path) -> 
         f"processes and would have {plan.num_batches} with {plan.world_size}, because its last "
         f"batch is too small to be shared; go on with {then['world_size']}"
     )
+
+
+def keep_readers(state: dict[str, Any], data: EpochData, world_size: int, checkpoint: Path) -> None:
+    """Lets those who read a stream go on with the rest of their rows, or refuses other ones.
+
+    Raises:
+        CheckpointError: If an epoch of a stream was begun by another number of processes.
+    """
+    if data.stream_workers is None or data.first_batch == 0:
+        return
+    then = state["division"]
+    if then["world_size"] != world_size:
+        raise CheckpointError(
+            f"{checkpoint}: an epoch of a stream (data.streaming) must end with as many processes "
+            f"as it was begun with, {then['world_size']}, got {world_size}"
+        )
+    data.workers = then["stream_workers"]
 
 
 def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:

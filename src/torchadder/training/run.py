@@ -31,9 +31,9 @@ from torchadder.atomic import is_temporary, remove_temporaries, write_atomically
 from torchadder.checkpoint import CheckpointError
 from torchadder.data import BatchPlan
 from torchadder.data.epochs import EpochData
+from torchadder.data.within_epoch import num_batches_done
 from torchadder.lp import ExponentSchedule
 from torchadder.tasks import TrainingTask
-from torchadder.tasks.within_epoch import num_batches_done
 from torchadder.training import distributed
 from torchadder.training.assembly import (
     build_task,
@@ -66,6 +66,7 @@ from torchadder.training.resuming import (
     check_recipe,
     check_state,
     check_unfinished,
+    keep_readers,
     last_checkpoint,
     num_finished,
     what_is_kept,
@@ -128,7 +129,9 @@ def fit(
     Args:
         recipe: What to train, on what, and how.
         output: The run folder, new or empty; None makes `runs/<recipe>-<time>`.
-        callbacks: Further Lightning callbacks.
+        callbacks: Further Lightning callbacks. As ever with Lightning, `on_train_epoch_start` is
+            not called again where a run goes on within an epoch; `on_train_start` is, in which
+            `torchadder.data.begins_within_epoch` tells.
         command: What to record as the command; None records `sys.argv`.
 
     Returns:
@@ -166,7 +169,7 @@ def resume(
         place: Where to compute from now on: new values for the recipe's `trainer.accelerator`,
             `devices`, `threads` and `timeout`, and for `checkpoint_minutes`. The number of
             processes may change where an epoch keeps its batches.
-        callbacks: Further Lightning callbacks.
+        callbacks: Further Lightning callbacks, as of `fit`.
         command: What to record as the command; None records `sys.argv`.
 
     Raises:
@@ -191,6 +194,7 @@ def resume(
             check_state(task, state["state_dict"], checkpoint)
             check_division(state, data.plan(here.size), checkpoint)
             data.first_epoch, data.first_batch = num_finished(state), num_batches_done(state)
+            keep_readers(state, data, here.size, checkpoint)
             return data, task
 
         data, task = distributed.together(prepare)
@@ -272,6 +276,7 @@ def _run(
     finally:
         seconds = time.monotonic() - start
         task.fast_step = None
+        data.first_batch = 0  # whoever takes the data from the result wants whole epochs
         fast.close()
         if trainer.is_global_zero:
             # On a full disk the summary fails as well; the first error is the one to say.
@@ -397,7 +402,7 @@ def _failure(
 ) -> BaseException:
     """What to raise for what ended a run: the same, or something that tells the user more."""
     done = what_is_kept(folder, recipe.epochs)
-    kept = "no epoch was finished" if done is None else f"{done} are kept"
+    kept = "there is no checkpoint" if done is None else f"{done} are kept"
     goes_on = f"continue with: torchadder train --resume {folder}"
     is_interrupted = requests.received is not None or isinstance(error, KeyboardInterrupt)
     lost = None
@@ -446,7 +451,12 @@ def _trainer(
     is_terminal = sys.stdout.isatty()
     here = distributed.world()
     place = distributed.trainer_options(options, here)
-    division = {"world_size": here.size, "num_batches": data.plan(here.size).num_batches}
+    division: dict[str, int] = {
+        "world_size": here.size,
+        "num_batches": data.plan(here.size).num_batches,
+    }
+    if data.stream_workers is not None:
+        division["stream_workers"] = data.stream_workers
     num_batches = _limited(recipe, "limit_train_batches", division["num_batches"])
     _limited(recipe, "limit_val_batches", data.num_val_batches(here.size))
     try:

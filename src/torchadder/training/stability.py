@@ -23,8 +23,8 @@ class StabilityTable(Callback):
     The quantities are those of `torchadder.stability.meter.QUANTITIES`. A step counts from 0 and is
     that which the optimizer makes: of accumulated batches the last one is measured, of several
     processes the first one's share. Nothing waits for the device: what was measured is read and
-    written at the end of the epoch, or when training stops, and whole: rows are appended, and when
-    a run goes on, those of steps that it makes again are dropped.
+    written at the end of the epoch, before a checkpoint, or when training stops, and whole: rows
+    are appended, and when a run goes on, those of steps that it makes again are dropped.
 
     Args:
         path: The file.

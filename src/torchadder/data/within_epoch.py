@@ -22,6 +22,14 @@ def is_within_epoch(trainer: lightning.Trainer) -> bool:
     return progress.started > progress.processed
 
 
+def position(trainer: lightning.Trainer) -> tuple[int, int]:
+    """The epoch and the batch, both counted from 0, that a run would go on with from here."""
+    loop = trainer.fit_loop
+    batch = loop.epoch_loop.batch_progress.current.ready if is_within_epoch(trainer) else 0
+    epochs: Any = loop.epoch_progress.current
+    return epochs.processed, batch
+
+
 def num_batches_done(state: dict[str, Any]) -> int:
     """Batches of the unfinished epoch in a training state; 0 where it was saved after an epoch."""
     loop = state["loops"]["fit_loop"]
