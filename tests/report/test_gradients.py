@@ -30,6 +30,15 @@ def test_files_and_medians(tmp_path):
     assert {path.name for path in tmp_path.iterdir()} == names
 
 
+def test_json_without_infinity(tmp_path):
+    """Readers of JSON other than Python's refuse the word."""
+    write_gradients(tmp_path, pulls(float("inf")), {})
+    text = (tmp_path / "gradients.json").read_text()
+    report = json.loads(text, parse_constant=lambda word: pytest.fail(word))
+    assert report["median"]["mid"]["ratio"] is None
+    assert report["gradients"][1]["ratio"] is None
+
+
 @pytest.mark.parametrize("ratios", [(1.0, 8.0, 0.0), (float("inf"),), tuple(range(1, 30))])
 def test_figure(ratios):
     (axes,) = gradients(pulls(*ratios), LIGHT).axes

@@ -43,12 +43,14 @@ def write_gradients(
 
     Returns:
         What `gradients.json` holds: `facts`, `median` (the median over the layers of ratio and
-        cosine by term), `gradients` (one dict for each pull), and where the numbers come from.
+        cosine by term), `gradients` (one dict for each pull), and where the numbers come from. In
+        the file a ratio that is infinite is null: JSON has no infinity.
     """
     folder.mkdir(parents=True, exist_ok=True)
     rows = [asdict(pull) for pull in pulls]
     report = {"facts": facts, "median": _medians(pulls), "gradients": rows, **provenance(command)}
-    write_atomically(folder / "gradients.json", json.dumps(report, indent=2) + "\n")
+    text = json.dumps(_without_infinity(report), indent=2, allow_nan=False)
+    write_atomically(folder / "gradients.json", text + "\n")
     write_atomically(folder / "gradients.csv", csv_text(rows))
     save([gradients(pulls, theme) for theme in THEMES], folder, "gradients")
     return report
@@ -94,6 +96,14 @@ def gradients(pulls: Sequence[Pull], theme: Theme) -> Figure:
     legend = axes.legend(loc="upper left", bbox_to_anchor=(1.01, 1.0), handlelength=2.0)
     style_legend(legend, theme)
     return figure
+
+
+def _without_infinity(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _without_infinity(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_without_infinity(item) for item in value]
+    return None if value == math.inf else value
 
 
 def _terms(pulls: Sequence[Pull]) -> list[str]:
