@@ -386,7 +386,7 @@ def test_by_default_a_short_epoch_is_not_interrupted_by_writing(tmp_path):
     assert set(written) == {6, 12}
 
 
-def test_how_often_may_change_when_a_run_goes_on(tmp_path):
+def test_how_often_may_change_when_a_run_goes_on(tmp_path, capsys):
     with pytest.raises(KeyboardInterrupt, match="interrupted after 1 of 2 epochs; continue with"):
         fit(recipe(**NEVER), output=tmp_path / "run", callbacks=[Interrupt(1, 3)])
     message = "interrupted after 1 of 2 epochs and 4 batches of the next; continue with: torchadder"
@@ -394,6 +394,9 @@ def test_how_often_may_change_when_a_run_goes_on(tmp_path):
         resume(tmp_path / "run", place={"checkpoint_minutes": 0.0}, callbacks=[Interrupt(1, 4)])
     summary = json.loads((tmp_path / "run" / "summary.json").read_text())
     assert (summary["status"], summary["epochs"]) == ("interrupted", 1)
+    capsys.readouterr()
+    resume(tmp_path / "run")
+    assert "\ngoes on after 1 of 2 epochs and 4 batches of the next\n" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("value", [-1, float("inf"), float("nan")])

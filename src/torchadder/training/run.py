@@ -258,6 +258,8 @@ def _run(
     distributed.on_first(lambda: _open_folder(folder, recipe, held, is_new=checkpoint is None))
     if trainer.is_global_zero:
         print(_headline(recipe, data, task, folder, trainer.world_size), flush=True)
+        if checkpoint is not None:
+            print(f"goes on after {what_is_kept(folder, recipe.epochs)}", flush=True)
         _list_left_out(data, folder)
     peers = distributed.Peers()
     start = time.monotonic()
