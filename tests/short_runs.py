@@ -42,6 +42,22 @@ def write_digits(folder, splits):
         Dataset.from_dict(columns, features).to_parquet(folder / f"{split}.parquet")
 
 
+def assert_same_state(got, want, where=""):
+    """Nested tensors and plain values of two runs are the same, to the last bit."""
+    if isinstance(want, torch.Tensor):
+        assert torch.equal(got, want), where
+    elif isinstance(want, dict):
+        assert got.keys() == want.keys(), where
+        for key in want:
+            assert_same_state(got[key], want[key], f"{where}.{key}")
+    elif isinstance(want, list | tuple):
+        assert len(got) == len(want), where
+        for index, (one, other) in enumerate(zip(got, want, strict=True)):
+            assert_same_state(one, other, f"{where}[{index}]")
+    else:
+        assert got == want, where
+
+
 def distillation():
     torch.manual_seed(0)
     student = torchadder.models.lenet5_bn(conv="adder")

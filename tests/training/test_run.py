@@ -10,7 +10,7 @@ import torch
 import yaml
 
 import torchadder
-from short_runs import write_digits
+from short_runs import assert_same_state, write_digits
 from torchadder import locks, recipes
 from torchadder.checkpoint import CheckpointError, read_info
 from torchadder.training import NonFiniteError, RecipeError, fit, resume
@@ -60,21 +60,6 @@ def rows(folder):
             {name: value for name, value in row.items() if name != "seconds"}
             for row in csv.DictReader(file)
         ]
-
-
-def assert_same_state(got, want, where=""):
-    if isinstance(want, torch.Tensor):
-        assert torch.equal(got, want), where
-    elif isinstance(want, dict):
-        assert got.keys() == want.keys(), where
-        for key in want:
-            assert_same_state(got[key], want[key], f"{where}.{key}")
-    elif isinstance(want, list | tuple):
-        assert len(got) == len(want), where
-        for index, (one, other) in enumerate(zip(got, want, strict=True)):
-            assert_same_state(one, other, f"{where}[{index}]")
-    else:
-        assert got == want, where
 
 
 def training_state(folder):

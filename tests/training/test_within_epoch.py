@@ -14,7 +14,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from torch import nn
 
 import torchadder
-from short_runs import SMALL, write_digits
+from short_runs import SMALL, assert_same_state, write_digits
 from short_runs import recipe as short_recipe
 from torchadder import models, recipes
 from torchadder.tasks import Classification
@@ -66,24 +66,9 @@ def assert_same_end(got, want):
     states = [read_state(folder / "checkpoints" / "last.ckpt") for folder in (got, want)]
     random = "RunState"
     for part in ("state_dict", "optimizer_states", "lr_schedulers", "global_step", "epoch"):
-        _assert_same(states[0][part], states[1][part], part)
-    _assert_same(states[0]["callbacks"][random], states[1]["callbacks"][random], random)
+        assert_same_state(states[0][part], states[1][part], part)
+    assert_same_state(states[0]["callbacks"][random], states[1]["callbacks"][random], random)
     assert rows(got) == rows(want)
-
-
-def _assert_same(got, want, where):
-    if isinstance(want, torch.Tensor):
-        assert torch.equal(got, want), where
-    elif isinstance(want, dict):
-        assert got.keys() == want.keys(), where
-        for key in want:
-            _assert_same(got[key], want[key], f"{where}.{key}")
-    elif isinstance(want, list | tuple):
-        assert len(got) == len(want), where
-        for index, (one, other) in enumerate(zip(got, want, strict=True)):
-            _assert_same(one, other, f"{where}[{index}]")
-    else:
-        assert got == want, where
 
 
 def begin_or_go_on(recipe, folder, *callbacks):
