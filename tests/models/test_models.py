@@ -83,8 +83,18 @@ def test_second_layer_of_each_vgg_pair_is_pooled_before_its_norm():
             module.register_forward_hook(
                 lambda _, __, output, name=name: sizes.update({name: output.shape[-1]})
             )
-    model(torch.empty(1, 3, 32, 32, device="meta"))
+    model.forward_features(torch.empty(1, 3, 32, 32, device="meta"))
     assert sizes == {"bn1": 32, "bn2": 16, "bn3": 16, "bn4": 8, "bn5": 8, "bn6": 4}
+
+
+@pytest.mark.parametrize("name", models.MODELS)
+def test_batch_norm_follows_the_classifier(name):
+    model = meta(name).eval()
+    *_, norm = (module for module in model.modules() if isinstance(module, nn.BatchNorm2d))
+    outputs = []
+    norm.register_forward_hook(lambda _, __, output: outputs.append(output))
+    model(torch.empty(1, *model.image_shape, device="meta"))
+    assert [tuple(output.shape) for output in outputs] == [(1, model.num_classes, 1, 1)]
 
 
 def test_global_pooling_equals_the_8x8_window_of_the_original():
