@@ -347,6 +347,24 @@ def test_nan_stops_training_and_keeps_the_last_good_checkpoint(tmp_path, what, m
     assert summary["status"].startswith("stopped: ")
 
 
+class Kill(lightning.Callback):
+    """Puts the activations of a layer below 0 for good, after the first epoch."""
+
+    def on_train_epoch_start(self, trainer, task):
+        if trainer.current_epoch == 1:
+            torch.nn.init.constant_(task.plain_model.bn3.bias, -100.0)
+
+
+@pytest.mark.parametrize("method", ["conv", "pkkd"])
+def test_a_net_that_answers_the_same_for_all_images_is_warned_of(tmp_path, method, capsys):
+    fit(recipe(method, epochs=2), output=tmp_path / "run", callbacks=[Kill()])
+    lines = capsys.readouterr().out.splitlines()
+    warnings = [number for number, line in enumerate(lines) if "get the same logits" in line]
+    # PKKD's net answers the same after the first epoch, too, but with its running statistics only.
+    (second,) = (number for number, line in enumerate(lines) if line.startswith("epoch 2/2  train"))
+    assert warnings == [second + 1]
+
+
 def test_nan_in_the_first_epoch_leaves_no_checkpoint(tmp_path):
     with pytest.raises(NonFiniteError, match="there is no checkpoint"):
         fit(recipe(), output=tmp_path / "run", callbacks=[Poison(2, "weight")])

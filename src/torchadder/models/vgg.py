@@ -64,8 +64,8 @@ def vgg_small(num_classes: int = 10, conv: ConvSpec = Adder2d, *, in_channels: i
     last layer are multiplicative. Images of another size are pooled to 4x4 maps at the end.
 
     The logits pass through a BN, as in the other nets here; LQ-Nets has none and trains at a fifth
-    of AdderNet's learning rate. At 0.1 one step moves plain logits of 8192 features by tens, and
-    within ten steps no feature of the adder net is above 0, for good.
+    of AdderNet's learning rate. At 0.1 a step moves plain logits of 8192 features by tens, and the
+    features of the adder net fall below 0 for good.
 
     Args:
         num_classes: number of classes.

@@ -35,6 +35,7 @@ from torchadder.data.within_epoch import num_batches_done
 from torchadder.lp import ExponentSchedule
 from torchadder.tasks import TrainingTask
 from torchadder.training import distributed
+from torchadder.training.answers import SameAnswers
 from torchadder.training.assembly import (
     build_task,
     checkpoint_metadata,
@@ -247,7 +248,7 @@ def _run(
     best_and_last = BestAndLast(
         folder / "checkpoints", task.monitor, within=within, around=apart.averaged
     )
-    own = [apart, *_exponent(recipe), table, *measuring, *_patience(recipe, task)]
+    own = [apart, *_exponent(recipe), table, SameAnswers(), *measuring, *_patience(recipe, task)]
     own += [best_and_last, requests]
     trainer = distributed.together(lambda: _trainer(recipe, data, task, folder, [*own, *callbacks]))
     task.batch_weight = _batch_weight(trainer, data.plan(trainer.world_size))
