@@ -14,6 +14,9 @@ from torch.utils.hooks import RemovableHandle
 from torchadder.robustness import batch_statistics
 from torchadder.robustness.switching import has_batch_norm
 
+TOLERANCE = 1e-3
+"""Logits closer than this share of the largest are the same: layers round by place and batch."""
+
 WARNING = (
     "warning: all images get the same logits, as if no activation of some layer were above 0 any "
     "more: try a lower optimizer.lr, a schedule.warmup, or a batch norm behind the classifier"
@@ -36,7 +39,7 @@ class SameAnswers(Callback):
         self._hook: RemovableHandle | None = None
         self._first: Tensor | None = None  # the logits of the first image
         self._differ: Tensor | None = None  # whether any other image has others
-        self._images: Any = None  # those of the last batch
+        self._images: Tensor | None = None  # those of the last batch of more than one
         self._is_same = False
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -48,7 +51,9 @@ class SameAnswers(Callback):
         """Ends that."""
         self._remove_hook()
         if self._differ is not None:
-            self._is_same = not self._differ and _same_by_batch(_net(pl_module), self._images)
+            images = self._images
+            if images is not None and not self._differ:
+                self._is_same = _same_by_batch(_net(pl_module), images)
         self._first = self._differ = self._images = None
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -74,9 +79,10 @@ class SameAnswers(Callback):
             return
         if self._first is None:
             self._first = logits[:1].clone()
-        differ = (logits != self._first).any()
+        differ = _differ(logits, self._first)
         self._differ = differ if self._differ is None else self._differ | differ
-        self._images = inputs[0]
+        if len(logits) > 1:  # batch norm finds no statistics of one image
+            self._images = inputs[0]
 
 
 def _net(task: LightningModule) -> nn.Module:
@@ -89,4 +95,9 @@ def _same_by_batch(net: nn.Module, images: Tensor) -> bool:
     """Whether images get the same logits if batch norm takes the statistics of them."""
     with batch_statistics(net) if has_batch_norm(net) else contextlib.nullcontext():
         logits: Tensor = net(images)
-    return len(logits) > 1 and bool((logits == logits[:1]).all())
+    return not _differ(logits, logits[:1])
+
+
+def _differ(logits: Tensor, first: Tensor) -> Tensor:
+    """Whether any image has other logits (N, num_classes) than those of one image, (1, ...)."""
+    return (logits - first).abs().max() > TOLERANCE * first.abs().max()
