@@ -9,6 +9,7 @@ from torch.nn import functional as F
 from torchadder.distill import (
     PKKD,
     Distiller,
+    FitNet,
     GaussianKernel,
     LaplacianKernel,
     NetOutput,
@@ -194,8 +195,16 @@ def test_beta_zero_needs_no_common_layers(adder_net):
 
 def test_alpha_zero_compares_no_logits(adder_net, conv_net, monkeypatch):
     monkeypatch.setattr("torchadder.distill.pkkd.soft_cross_entropy", None)
-    output = PKKD(adder_net(), conv_net(num_classes=7), alpha=0)(*batch())
+    output = PKKD(adder_net(), conv_net(num_classes=7), alpha=0, progressive=False)(*batch())
     assert list(output.parts) == ["ce", "mid"]
+
+
+def test_parameters_of_the_loss_are_where_the_student_is(adder_net, conv_net):
+    nets = adder_net().to("meta"), conv_net().to("meta")
+    for distiller in (PKKD(*nets), FitNet(*nets)):
+        own = distiller.own_parameters()
+        assert own
+        assert all(parameter.is_meta for parameter in own)
 
 
 @pytest.mark.parametrize("progressive", [False, True])

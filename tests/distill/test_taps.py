@@ -3,7 +3,8 @@ import torch
 from torch import nn
 
 import torchadder as ta
-from torchadder.distill import capture, check_taps, find_taps
+from torchadder.distill import AT, FSP, SP, FitNet, capture, check_taps, find_stages, find_taps
+from torchadder.distill.held import HeldTaps
 from torchadder.nn import Adder2d, AdderLinear
 
 
@@ -164,3 +165,108 @@ def test_inference_mode(adder_net, taps):
     with torch.inference_mode(), capture(net, taps, detach=True) as outputs:
         net(torch.randn(2, 2, 8, 8))
     assert set(outputs) == set(taps)
+
+
+class Flat(nn.Module):
+    """Convolutions and norms that are direct children, registered in an order that is given."""
+
+    def __init__(self, order, conv=nn.Conv2d, norm=nn.BatchNorm2d, widths=(4, 6, 8), peeks=False):
+        super().__init__()
+        outer = nn.Conv2d, conv, conv
+        for kind, number in order.split():
+            i = int(number) - 1
+            if kind == "c":
+                layer = outer[i]((3, *widths)[i], widths[i], 3, padding=1)
+            else:
+                layer = norm(widths[i]) if kind == "n" else nn.ReLU()
+            self.add_module({"c": "conv", "n": "bn", "r": "act"}[kind] + number, layer)
+        self.fc = nn.Linear(widths[2], 5)
+        self.peeks = peeks
+
+    def forward(self, x):
+        if self.peeks and x.sum().isnan():
+            return x
+        for number in (1, 2, 3):
+            for kind in ("conv", "act", "bn"):
+                layer = getattr(self, f"{kind}{number}", None)
+                x = x if layer is None else layer(x)
+        return self.fc(x.mean((2, 3)))
+
+
+def group_norm(width):
+    return nn.GroupNorm(2, width)
+
+
+NETS = {
+    "layers first": {"order": "c1 c2 c3 n1 n2 n3"},
+    "layers first, one width": {"order": "c1 c2 c3 n1 n2 n3", "widths": (4, 4, 4)},
+    "norms first": {"order": "n1 n2 n3 c1 c2 c3"},
+    "norms backwards": {"order": "c1 c2 c3 n3 n2 n1"},
+    "in turn": {"order": "c1 n1 c2 n2 c3 n3"},
+    "activation before the norm": {"order": "c1 r1 n1 c2 r2 n2 c3 r3 n3"},
+    "group norm": {"order": "c1 c2 c3 n1 n2 n3", "norm": group_norm},
+    "instance norm, backwards": {"order": "n3 n2 n1 c1 c2 c3", "norm": nn.InstanceNorm2d},
+    "not to be followed": {"order": "c1 c2 c3 n1 n2 n3", "peeks": True},
+    "not to be followed, one width": {
+        "order": "c1 c2 c3 n1 n2 n3",
+        "widths": (4, 4, 4),
+        "peeks": True,
+    },
+    "not to be followed, in turn": {"order": "c1 c2 r2 n2 c3 r3 n3", "peeks": True},
+}
+
+
+@pytest.mark.parametrize("options", NETS.values(), ids=NETS)
+def test_stages_of_flat_nets(options):
+    nets = [Flat(conv=conv, **options) for conv in (Adder2d, nn.Conv2d)]
+    assert find_stages(*nets) == ("bn2", "bn3")
+    for method in (AT, SP, FSP, FitNet):
+        assert method(*nets).taps == ("bn2", "bn3")
+    assert find_stages(torch.compile(nets[0], backend="eager"), nets[1]) == ("bn2", "bn3")
+
+
+@pytest.mark.parametrize("peeks", [False, True])
+def test_a_norm_of_another_layer_is_not_taken(peeks):
+    order = "c1 n1 c2 c3 n3"
+    nets = [Flat(order, conv, peeks=peeks) for conv in (Adder2d, nn.Conv2d)]
+    assert find_stages(*nets) == ("conv2", "bn3")
+    nets = [Flat("c1 n1 c2 c3", conv, peeks=peeks) for conv in (Adder2d, nn.Conv2d)]
+    assert find_stages(*nets) == ("conv2", "conv3")
+
+
+def test_norms_whose_layers_are_not_known_are_not_taken():
+    order = "c1 c2 c3 n2 n3"
+    nets = [Flat(order, c, widths=(4, 4, 4), peeks=True) for c in (Adder2d, nn.Conv2d)]
+    assert find_stages(*nets) == ("conv2", "conv3")
+    nets = [Flat(order, c, widths=(4, 4, 4)) for c in (Adder2d, nn.Conv2d)]
+    assert find_stages(*nets) == ("bn2", "bn3")
+
+
+def test_a_norm_inside_another_part_is_not_taken():
+    def net(conv):
+        head = nn.Sequential(nn.BatchNorm2d(4), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+        return nn.Sequential(nn.Conv2d(3, 4, 1), conv(4, 4, 1), nn.ReLU(), head, nn.Linear(4, 2))
+
+    assert find_stages(net(Adder2d), net(nn.Conv2d)) == ("1",)
+
+
+class Keywords(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.up = nn.ConvTranspose2d(2, 3, 2)
+
+    def forward(self, x):
+        return self.up(output_size=None, input=x)
+
+
+def test_readings_of_an_input_that_is_given_by_keyword():
+    net, inputs = Keywords(), torch.randn(2, 2, 4, 4)
+    readings = {"up": lambda layer, x: 2 * x}
+    with capture(net, ["up"], detach=True, readings=readings) as outputs:
+        net(inputs)
+    assert torch.equal(outputs["up"], 2 * inputs)
+    held = HeldTaps(net, ["up"], detach=True, readings=readings)
+    _, outputs = held.run(inputs)
+    assert torch.equal(outputs["up"], 2 * inputs)
+    held.remove()
+    assert hooks_of(net) == 0

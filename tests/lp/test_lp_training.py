@@ -9,6 +9,7 @@ import torchadder as ta
 from torchadder import recipes
 from torchadder.tasks import Classification
 from torchadder.training import RecipeError, fit, resume
+from torchadder.training.diagnosis import open_distiller, open_pair
 from torchadder.training.evaluation import evaluate
 from torchadder.training.exponent import ExponentFall
 from torchadder.training.graph import FastStep
@@ -59,10 +60,21 @@ def test_a_change_of_the_exponent_forgets_what_was_compiled(monkeypatch):
     monkeypatch.setattr(FastStep, "close", lambda self: closed.append(self))
     monkeypatch.setattr(Classification, "log", lambda *args, **kwargs: None)
     fall = ExponentFall(ta.lp.ExponentSchedule("step", share=0.5, num_steps=1), clip=False)
+    limits = {"estimated_stepping_batches": 12, "num_training_batches": 3}
+    limits |= {"accumulate_grad_batches": 1, "train_dataloader": []}
     for epoch, times in enumerate((0, 0, 1, 1)):
-        trainer = SimpleNamespace(max_epochs=4, current_epoch=epoch, checkpoint_callbacks=[])
+        trainer = SimpleNamespace(**limits, current_epoch=epoch, checkpoint_callbacks=[])
         fall.on_train_epoch_start(trainer, task)
         assert closed == [task.fast_step] * times
+
+
+@pytest.mark.parametrize("opened", [open_distiller, open_pair])
+def test_diagnosis_sees_the_net_that_was_kept(tmp_path, opened):
+    changes = {"epochs": 3, "lp.schedule": "linear", "lp.share": 1.0}
+    result = fit(recipes.load("mnist_lenet5bn_pkkd", SMALL | changes), output=tmp_path / "run")
+    kept, images = ta.load(result.last_checkpoint).eval(), torch.randn(4, 1, 28, 28)
+    distiller, _ = opened(tmp_path / "run")
+    assert torch.equal(distiller.student(images), kept(images))
 
 
 def test_cnn_has_no_exponent(tmp_path):

@@ -119,6 +119,26 @@ def test_killed_and_restarted_it_goes_on(straight, tmp_path):
         assert all((got[name][key] == value).all() for key, value in state.items()), name
 
 
+@pytest.mark.parametrize(
+    ("option", "wanted"),
+    [
+        ("--data.source=2024", "--data.source=2024"),
+        ("--data.source=2024-01-01", "--data.source=2024-01-01"),
+        ("--data.source=3e5", "--data.source=3e5"),
+        ("--data.val_split=null", "--data.val_split=null"),
+        ("--optimizer.lr=1e-3", "--optimizer.lr=0.001"),
+        ("--optimizer.nesterov=true", "--optimizer.nesterov=true"),
+        ("--limit-train-batches=3", "--trainer.limit_train_batches=3"),
+        ("--trainer.limit_train_batches=0.5", "--trainer.limit_train_batches=0.5"),
+    ],
+)
+def test_values_are_read_as_train_reads_them(tmp_path, capsys, option, wanted):
+    out = tmp_path / "table"
+    words = ["mnist", "--rows=lenet5bn_conv", f"--output={out}", option, "--dry-run"]
+    assert reproduce(*words) == 0
+    assert f" {wanted} " in capsys.readouterr().out
+
+
 def test_dry_run_trains_nothing(tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert reproduce("cifar10", "--budget=5", "--rows", "resnet20_pkkd_fixed", "--dry-run") == 0
@@ -176,6 +196,10 @@ def test_several_budgets_make_a_curve(tmp_path, trainer):
         (["mnist", "cifar10"], "one table is wanted, got mnist and cifar10"),
         (["mnist", "--budget=many"], "--budget = 'many': whole numbers of epochs are wanted"),
         (["mnist", "--budget=0"], "budget = 0: epochs >= 1 are wanted"),
+        (["mnist", "--seed=3"], "unknown option '--seed'; did you mean '--seeds'?"),
+        (["mnist", "--dry-run=true"], "--dry-run is a flag and takes no value, got 'true'"),
+        (["mnist", "--optimizer.lr=2024-01-01"], "optimizer.lr = 2024-01-01: float is wanted"),
+        (["mnist", f"--output={__file__}"], "exists and holds no table; nothing in it is"),
         (["mnist", "--seeds=0"], "seeds = 0: at least 1 is wanted"),
         (["mnist", "--rows=x"], "mnist has no row 'x'"),
         (["mnist", "--budgte=1"], "unknown option '--budgte'; did you mean '--budget'?"),

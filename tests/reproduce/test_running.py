@@ -64,6 +64,43 @@ def test_rows_seeds_and_budgets_may_be_added(plan, trainer):
     assert len(trainer.calls) == 3
 
 
+def test_rows_may_be_added_with_budgets_that_others_refuse(tmp_path, trainer):
+    def plan(row, budget):
+        return make_plan(TABLES["distillers"], tmp_path / "table", rows=[row], budgets=[budget])
+
+    reproduce(plan("resnet20_conv", 1), say=quiet)
+    results = reproduce(plan("resnet20_snapshot", 4), say=quiet)  # of four cycles
+    lines = [(line.epochs, line.row.key, line.num_finished) for line in results.lines]
+    assert lines == [
+        (1, "resnet20_conv", 1),
+        (4, "resnet20_conv", 0),
+        (4, "resnet20_snapshot", 1),
+    ]
+    again = reproduce(plan("resnet20_conv", 1), say=quiet)
+    assert len(trainer.calls) == 2
+    assert [line.status for line in again.lines] == ["finished", "not begun", "finished"]
+    with pytest.raises(RecipeError, match=r"row resnet20_snapshot: distill\.cycles = 4: 2 \.\."):
+        plan("resnet20_snapshot", 1)
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("budgets", None, "a list of whole numbers as budgets is wanted"),
+        ("seeds", [0.5], "a list of whole numbers as seeds is wanted"),
+        ("rows", [1], "a list of names as rows is wanted"),
+        ("rows", "lenet5bn_conv", "a list of names as rows is wanted"),
+    ],
+)
+def test_damaged_settings(plan, trainer, key, value, message):
+    first = plan(budgets=[1], rows=["lenet5bn_conv"])
+    reproduce(first, say=quiet)
+    path = first.output / "settings.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {key: value}))
+    with pytest.raises(ReproduceError, match=rf"settings\.json: damaged: {message}"):
+        reproduce(first, say=quiet)
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
@@ -198,8 +235,9 @@ def test_a_row_that_is_not_finite_is_named_and_the_others_go_on(plan, trainer):
     assert again.status == conv.status
 
 
-def test_a_row_that_fails_otherwise_is_tried_again_by_the_next_call(plan, trainer):
-    trainer.errors[ADDER] = RuntimeError("CUDA out of memory\nTried to ...")
+@pytest.mark.parametrize("kind", [RuntimeError, MemoryError])
+def test_a_row_that_fails_otherwise_is_tried_again_by_the_next_call(plan, trainer, kind):
+    trainer.errors[ADDER] = kind("CUDA out of memory\nTried to ...")
     results = reproduce(plan(budgets=[1]), say=quiet)
     statuses = [line.status for line in results.lines]
     assert statuses == ["finished", "seed 0 failed: CUDA out of memory Tried to ...", "finished"]

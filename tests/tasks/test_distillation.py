@@ -11,10 +11,12 @@ from safetensors.torch import load_file
 import torchadder
 from torchadder import models, recipes
 from torchadder.checkpoint import CheckpointError
-from torchadder.distill import KD, METHODS, PKKD, Snapshot, options_of
+from torchadder.distill import KD, METHODS, PKKD, Snapshot, options_of, term_gradients
 from torchadder.tasks import Distillation, Ramp
+from torchadder.tasks.length import RunLength
 from torchadder.training import RecipeError, fit, resume
 from torchadder.training.callbacks import read_metrics
+from torchadder.training.diagnosis import open_distiller, some_training_images
 from torchadder.training.recipe import DistillConfig, Recipe
 
 pytestmark = [
@@ -71,7 +73,7 @@ def test_bad_ramps():
 def test_the_rate_falls_once_in_each_cycle(interval):
     student, _ = nets()
     task = Distillation(Snapshot(student, cycles=2), num_classes=10, interval=interval)
-    factor = task._schedule_factor(12, 4)  # three steps an epoch, two epochs a cycle
+    factor = task._schedule_factor(RunLength(12, 3))  # three steps an epoch, two epochs a cycle
     first = [factor(step) for step in range(6)]
     progress = [0, 0, 0, 0.5, 0.5, 0.5] if interval == "epoch" else [i / 6 for i in range(6)]
     assert first == pytest.approx([(1 + math.cos(math.pi * p)) / 2 for p in progress])
@@ -165,6 +167,9 @@ def test_snapshot_run_learns_from_the_second_cycle_on(tmp_path):
     result = fit(small("snapshot", epochs=4, cycles=2), output=tmp_path / "run")
     assert ["train_kd" in row for row in result.history] == [False, False, True, True]
     assert [row["lr"] for row in result.history] == pytest.approx([0.1, 0.05, 0.1, 0.05])
+    distiller, data = open_distiller(tmp_path / "run")
+    pulls = term_gradients(distiller, *some_training_images(data, 16))
+    assert {pull.term for pull in pulls} == {"ce", "kd"}
 
 
 def test_a_fixed_teacher_is_loaded(tmp_path):
@@ -274,6 +279,18 @@ def test_files_from_before_there_were_other_methods_can_be_read():
         (
             {"method": "kd", "distill.progressive": True, "distill.kernel": False},
             r"distill\.kernel = False: method kd does not know this key; it is known to pkkd",
+        ),
+        (
+            {"method": "kd", "distill.beta": 5.0},
+            r"distill\.beta = 5\.0: method kd does not know this key; it is known to pkkd",
+        ),
+        (
+            {"method": "supervised", "distill.alpha": 5.0},
+            r"distill\.alpha = 5\.0: method supervised does not know this key",
+        ),
+        (
+            {"distill.shared_init": True, "model.checkpoint": "net.safetensors"},
+            r"distill\.shared_init = True: false, because model\.checkpoint has the student's",
         ),
         (
             {"method": "supervised", "distill.cycles": 3},

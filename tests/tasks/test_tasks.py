@@ -1,12 +1,15 @@
+import math
+
 import lightning
 import pytest
 import torch
 from torch.nn import functional as F
 
 from torchadder import models
-from torchadder.distill import PKKD
+from torchadder.distill import AT, FSP, KD, PKKD, Snapshot
 from torchadder.optim import AdaptiveLR
 from torchadder.tasks import Classification, Distillation
+from torchadder.tasks.length import RunLength
 
 
 def batch():
@@ -33,24 +36,25 @@ class Steps(torch.utils.data.Dataset):
         return batch()
 
 
-def train(module, num_batches=3, epochs=2, **options):
+def train(module, num_batches=3, epochs=2, loader=None, validation=None, **options):
     trainer = lightning.Trainer(
-        max_epochs=epochs,
+        **{"max_epochs": epochs, **options},
         accelerator="cpu",
         logger=False,
         enable_checkpointing=False,
         enable_progress_bar=False,
         enable_model_summary=False,
-        **options,
     )
-    loader = torch.utils.data.DataLoader(Steps(num_batches), batch_size=None)
-    trainer.fit(module, loader, loader)
+    own = torch.utils.data.DataLoader(Steps(num_batches), batch_size=None)
+    trainer.fit(
+        module, own if loader is None else loader, own if validation is None else validation
+    )
     return trainer
 
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:.*does not have many workers"),
-    pytest.mark.filterwarnings("ignore:Found 14 module.s. in eval mode at the start of training"),
+    pytest.mark.filterwarnings(r"ignore:Found \d+ module.s. in eval mode at the start of training"),
     pytest.mark.filterwarnings("ignore:`isinstance.treespec, LeafSpec.` is deprecated"),
 ]
 
@@ -91,8 +95,113 @@ def test_eta_sets_the_gradient_norm_of_adder_layers_only():
     ],
 )
 def test_schedules(options, factors):
-    factor = task(lr=0.1, **options)._schedule_factor(6, 2)
+    factor = task(lr=0.1, **options)._schedule_factor(RunLength(6, 3))
     assert [factor(step) for step in range(7)] == pytest.approx(factors)
+
+
+class Rates(lightning.Callback):
+    """Keeps the rate of each step."""
+
+    def __init__(self):
+        self.rates = []
+
+    def on_train_batch_start(self, trainer, *args):
+        self.rates.append(trainer.optimizers[0].param_groups[0]["lr"])
+
+
+def cosine(progress):
+    return [(1 + math.cos(math.pi * share)) / 2 for share in progress]
+
+
+@pytest.mark.parametrize(
+    ("limits", "interval", "progress"),
+    [
+        ({"max_steps": 5}, "epoch", [0, 0, 0, 1 / 2, 1 / 2]),
+        ({"max_steps": 5}, "step", [0, 0.2, 0.4, 0.6, 0.8]),
+        ({"max_steps": 5, "max_epochs": 1000}, "epoch", [0, 0, 0, 1 / 2, 1 / 2]),
+        ({"max_steps": 100, "max_epochs": 2}, "epoch", [0, 0, 0, 1 / 2, 1 / 2, 1 / 2]),
+        (
+            {"max_epochs": 2, "accumulate_grad_batches": 2},
+            "step",
+            [0, 0, 1 / 4, 2 / 4, 2 / 4, 3 / 4],
+        ),
+    ],
+)
+@pytest.mark.parametrize("kind", ["classification", "distillation"])
+def test_the_rate_falls_over_the_run_whatever_ends_it(kind, limits, interval, progress):
+    options = {"lr": 1.0, "interval": interval}
+    module = task(**options)
+    if kind == "distillation":
+        nets = models.lenet5_bn(conv="adder"), models.lenet5_bn(conv="conv")
+        module = Distillation(KD(*nets), num_classes=10, **options)
+    rates = Rates()
+    train(module, num_batches=3, callbacks=[rates], **({"epochs": None} | limits))
+    assert rates.rates == pytest.approx(cosine(progress))
+
+
+def test_cycles_cut_short_by_steps():
+    rates = Rates()
+    student = models.lenet5_bn(conv="adder")
+    module = Distillation(Snapshot(student, cycles=2), num_classes=10, lr=1.0, interval="step")
+    train(module, num_batches=2, epochs=None, max_steps=7, callbacks=[rates])  # four epochs
+    assert rates.rates == pytest.approx(cosine([0, 1 / 4, 2 / 4, 3 / 4, 0, 1 / 3, 2 / 3]))
+    assert module.distiller.has_snapshot
+
+
+class Stream(torch.utils.data.IterableDataset):
+    """Batches without an end."""
+
+    def __iter__(self):
+        while True:
+            yield batch()
+
+
+def test_runs_whose_length_is_not_known():
+    second = "00:00:00:01"
+    with pytest.raises(ValueError, match="schedule = 'cosine' needs the length of the run"):
+        train(task(), epochs=None, max_time=second)
+    snapshot = Snapshot(models.lenet5_bn(conv="adder"), cycles=2)
+    module = Distillation(snapshot, num_classes=10, schedule="constant")
+    with pytest.raises(ValueError, match="cycles = 2 need the number of epochs"):
+        train(module, epochs=None, max_time=second)
+    train(task(schedule="constant"), epochs=None, max_time=second)
+    loader = torch.utils.data.DataLoader(Stream(), batch_size=None)
+    with pytest.raises(ValueError, match="interval = 'epoch' needs data of known length"):
+        train(task(), loader=loader, epochs=None, max_steps=4)
+    rates = Rates()
+    module = task(lr=1.0, interval="step")
+    train(module, loader=loader, epochs=None, max_steps=4, callbacks=[rates])
+    assert rates.rates == pytest.approx(cosine([0, 1 / 4, 2 / 4, 3 / 4]))
+    net = models.lenet5_bn(conv="adder"), models.lenet5_bn(conv="conv")
+    module = Distillation(KD(*net), num_classes=10, schedule="constant")
+    train(module, loader=loader, epochs=None, max_steps=2)
+
+
+class MixedSteps(Steps):
+    """Batches of images that belong to two classes each."""
+
+    def __getitem__(self, index):
+        images, labels = batch()
+        first, second = F.one_hot(labels, 10), F.one_hot((labels + 1) % 10, 10)
+        return images, 0.6 * first + 0.4 * second
+
+
+@pytest.mark.parametrize("kind", ["classification", "distillation"])
+def test_labels_may_be_probabilities_in_training_alone(kind):
+    options = {"lr": 0.05, "eta": None}
+    module = task(**options)
+    if kind == "distillation":
+        nets = models.lenet5_bn(conv="adder"), models.lenet5_bn(conv="conv")
+        module = Distillation(KD(*nets, progressive=True), num_classes=10, **options)
+    loader = torch.utils.data.DataLoader(MixedSteps(2), batch_size=None)
+    images, mixed = loader.dataset[0]
+    _, sums = module.loss_and_sums(images, mixed)
+    with torch.no_grad():
+        right = module.plain_model(images).argmax(1) == batch()[1]
+    assert int(sums["train_accuracy"]) == int(right.sum())
+    train(module, loader=loader)
+    with pytest.raises(ValueError, match=r"class indices, shape \(N\), as labels; got \(8, 10\)"):
+        train(module, loader=loader, validation=loader)
 
 
 def test_metrics_are_means_over_images_not_over_batches():
@@ -158,6 +267,58 @@ def test_both_nets_and_the_loss_train_in_one_optimizer():
     assert {id(p) for p in groups[1]["params"]} == {
         id(p) for p in module.distiller.own_parameters()
     }
+
+
+class SideBranch(torch.nn.Module):
+    """A net of which one layer runs in training alone."""
+
+    def __init__(self, num_classes=10):
+        super().__init__()
+        self.first = torch.nn.Conv2d(1, 4, 3)
+        self.side = torch.nn.Conv2d(4, 4, 3)
+        self.pairs = Pairs()
+        self.last = torch.nn.Conv2d(4, 4, 3)
+        self.fc = torch.nn.Linear(4, num_classes)
+
+    def forward(self, images):
+        features = self.pairs(self.first(images))[0]
+        if self.training:
+            features = features + 0 * self.side(features).mean()
+        return self.fc(self.last(features).mean((2, 3)))
+
+
+class Pairs(torch.nn.Module):
+    """A layer whose output is no tensor."""
+
+    def forward(self, features):
+        return features, None
+
+
+def test_layers_that_cannot_be_compared_are_left_out_of_the_log():
+    module = Distillation(KD(SideBranch(), SideBranch()), num_classes=10)
+    logged = train(module).logged_metrics
+    named = {name for name in logged if name.startswith("alignment/")}
+    assert named == {"alignment/last"}
+
+
+def test_a_teacher_of_features_may_have_other_classes():
+    nets = models.lenet5_bn(conv="adder"), models.lenet5_bn(conv="conv", num_classes=7)
+    module = Distillation(AT(*nets), num_classes=10)
+    logged = train(module).logged_metrics
+    assert {"train_at", "val_accuracy"} <= set(logged)
+    assert "teacher_val_accuracy" not in logged
+
+
+@pytest.mark.parametrize("method", [AT, PKKD, FSP])
+def test_a_progressive_teacher_may_not(method):
+    student = models.lenet5_bn(conv="adder")
+    teacher = models.lenet5_bn(conv="conv", num_classes=7)
+    distiller = method(student, teacher, alpha=0.0, progressive=True)
+    message = r"logits of the same shape, got \(1, 10\) and \(1, 7\)"
+    with pytest.raises(ValueError, match=message):
+        distiller.check_agreement(torch.zeros(1, 1, 28, 28))
+    with pytest.raises(ValueError, match=r"same shape, got \(8, 10\) and \(8, 7\)"):
+        distiller(*batch())
 
 
 def test_a_fixed_teacher_stays_as_it_is():

@@ -134,6 +134,7 @@ def _build_parser(command: str | None, module: Any = None) -> ArgumentParser:
         description="Adder neural networks: train, measure and use them.",
         version=torchadder.__version__,
         exit_on_error=False,
+        allow_abbrev=False,
     )
     subcommands = parser.add_subcommands(required=False, metavar="COMMAND", title="commands")
     for name, summary in COMMANDS.items():
@@ -141,6 +142,7 @@ def _build_parser(command: str | None, module: Any = None) -> ArgumentParser:
             description=f"{summary[0].upper()}{summary[1:]}.",
             epilog="--debug shows the traceback of an error.",
             exit_on_error=False,
+            allow_abbrev=False,
         )
         if name == command and module is not None:
             module.add_arguments(subparser)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import functools
 import json
 from pathlib import Path
@@ -14,6 +15,7 @@ from torchadder.cli import UserError, nearest
 from torchadder.cli.train import SHORT
 from torchadder.reproduce.plan import SHARED, make_plan
 from torchadder.reproduce.tables import COUNTED, TABLES
+from torchadder.training.recipe import takes_text
 from torchadder.wording import counted
 
 if TYPE_CHECKING:
@@ -82,7 +84,7 @@ def add_arguments(parser: ArgumentParser) -> None:
         help="Show rows, recipes, what is done and measured, and the commands; train nothing.",
     )
     # Filled by `rewrite`.
-    parser.add_argument("--overrides", type=dict[str, Any], default={}, help=argparse.SUPPRESS)
+    parser.add_argument("--overrides", type=dict, default={}, help=argparse.SUPPRESS)
 
 
 def rewrite(argv: list[str]) -> list[str]:
@@ -101,6 +103,8 @@ def rewrite(argv: list[str]) -> list[str]:
             options.append(argument)
             continue
         name, equals, value = argument.partition("=")
+        if name in _FLAGS:
+            raise UserError(f"{name} is a flag and takes no value, got {value!r}")
         name = name.lstrip("-").replace("-", "_")
         if not equals and position < len(argv):
             value = argv[position]
@@ -108,13 +112,16 @@ def rewrite(argv: list[str]) -> list[str]:
         elif not equals:
             raise UserError(f"--{name}: a value is wanted")
         if name in SHORT or "." in name:
-            overrides[SHORT.get(name, name)] = _value(name, value)
+            key = SHORT.get(name, name)
+            overrides[key] = _value(key, value)
         else:
             options.append(f"--{name}={value}")
     if len(positional) > 1:
         raise UserError(f"one table is wanted, got {' and '.join(positional)}")
     options += [f"--table={name}" for name in positional]
-    return [*options, f"--overrides={json.dumps(overrides)}"] if overrides else options
+    # What YAML reads as a date is no value of any key; as text it is refused by name.
+    given = json.dumps(overrides, default=str)
+    return [*options, f"--overrides={given}"] if overrides else options
 
 
 def run(args: Any) -> int | None:
@@ -135,6 +142,7 @@ def run(args: Any) -> int | None:
         show(plan)
         return None
     from torchadder.reproduce.estimates import estimate, measurements
+    from torchadder.reproduce.folder import settle
     from torchadder.reproduce.running import reproduce
     from torchadder.training import launch
 
@@ -143,6 +151,7 @@ def run(args: Any) -> int | None:
             "reproduce starts the processes of each training itself: without torchrun, with "
             "--trainer.devices N"
         )
+    settle(plan)
     print(f"{plan.table.title}, to {plan.output}: {estimate(plan, measurements(plan))}", flush=True)
     results = reproduce(plan, say=functools.partial(print, flush=True))
     return report(plan.output, results)
@@ -321,9 +330,16 @@ def report(output: Path, results: Results) -> int:
     return int(bool(failed))
 
 
-def _value(name: str, text: str) -> Any:
-    """A value of the command line, as YAML reads it."""
+def _value(key: str, text: str) -> Any:
+    """A value of the command line, as YAML reads it; of keys that take text the text itself."""
+    if takes_text(key) and text != "null":
+        return text
     try:
-        return yaml.safe_load(text)
+        value = yaml.safe_load(text)
     except yaml.YAMLError as error:
-        raise UserError(f"--{name} = {text!r}: not a value") from error
+        raise UserError(f"--{key} = {text!r}: not a value") from error
+    if isinstance(value, str):
+        # YAML takes 1e-3, without a point, for text.
+        with contextlib.suppress(ValueError):
+            return float(value)
+    return value

@@ -16,6 +16,8 @@ from torchadder.training import launch
 from torchadder.training.recipe import PLACE_KEYS, Recipe, from_dict, read_recipe
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from jsonargparse import ArgumentParser
 
 # Short forms of the keys that smoke runs and machines need.
@@ -98,8 +100,19 @@ def rewrite(argv: list[str]) -> list[str]:
         return _place_apart(options)
     recipes.load(positional[0])  # its errors name the file and the nearest key; the parser's do not
     # The parser takes the merged values in place of a file: it knows nothing of a recipe's base.
-    values = json.dumps(recipes.read(positional[0]))
-    return ["--recipe", values, f"--origin={positional[0]}", *options]
+    values = recipes.read(positional[0])
+    for name, value in _pairs(options):
+        if name == "--method":
+            values = recipes.for_method(values, value)
+    return ["--recipe", json.dumps(values), f"--origin={positional[0]}", *options]
+
+
+def _pairs(options: list[str]) -> Iterator[tuple[str, str]]:
+    """Names and values of options; a flag has an empty one."""
+    words = iter(options)
+    for word in words:
+        name, equals, value = word.partition("=")
+        yield name, value if equals or name in _FLAGS else next(words, "")
 
 
 def _place_apart(options: list[str]) -> list[str]:
@@ -108,17 +121,10 @@ def _place_apart(options: list[str]) -> list[str]:
         return options
     kept: list[str] = []
     place: dict[str, Any] = {}
-    position = 0
-    while position < len(options):
-        name, equals, value = options[position].partition("=")
-        position += 1
+    for name, value in _pairs(options):
         if name in _FLAGS:
             kept.append(name)
-            continue
-        if not equals and position < len(options):
-            value = options[position]
-            position += 1
-        if name.startswith("--trainer."):
+        elif name.startswith("--trainer."):
             place[name.removeprefix("--trainer.")] = _yaml_value(name, value)
         elif name in ("--resume", "--output"):
             kept += [name, value]

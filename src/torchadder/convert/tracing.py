@@ -31,7 +31,7 @@ def trace(
     try:
         with warnings.catch_warnings(), torch.random.fork_rng(devices=()):
             warnings.simplefilter("ignore")
-            skeleton = _skeleton(model)
+            skeleton = without_data(model)
             defaults = {
                 name: parameter.default
                 for name, parameter in inspect.signature(skeleton.forward).parameters.items()
@@ -61,7 +61,7 @@ class _Tracer(fx.Tracer):
         return self._is_leaf(m) or super().is_leaf_module(m, module_qualified_name)
 
 
-def _skeleton(model: nn.Module) -> nn.Module:
+def without_data(model: nn.Module) -> nn.Module:
     """A copy of the modules without data (meta tensors) and without hooks."""
     memo: dict[int, Any] = {}
     for tensor in (*model.parameters(), *model.buffers()):

@@ -61,6 +61,9 @@ def layer_alignment(
 ) -> dict[str, Tensor]:
     """`linear_cka` of the outputs of the named layers of two nets, by name, each a scalar.
 
+    Layers are left out that do not run in one of the nets as it is, an auxiliary head in evaluation
+    mode for instance, or do not give a tensor with a row for each image.
+
     Args:
         student: one net; its mode is left as it is.
         teacher: the other one, with layers of the same names.
@@ -73,7 +76,9 @@ def layer_alignment(
     if len(images) < MIN_SAMPLES:
         raise ValueError(f"CKA needs at least {MIN_SAMPLES} images, got {len(images)}")
     ours, theirs = _grams(student, names, images), _grams(teacher, names, images)
-    return {name: _cka(ours[name], theirs[name]) for name in names}
+    return {
+        name: _cka(ours[name], theirs[name]) for name in names if name in ours and name in theirs
+    }
 
 
 def _grams(net: nn.Module, names: Sequence[str], images: Tensor) -> dict[str, Tensor]:
@@ -81,8 +86,9 @@ def _grams(net: nn.Module, names: Sequence[str], images: Tensor) -> dict[str, Te
     found: dict[str, Tensor] = {}
 
     def hook_for(name: str) -> Any:
-        def hook(layer: nn.Module, inputs: Any, output: Tensor) -> None:
-            found[name] = _gram(output)
+        def hook(layer: nn.Module, inputs: Any, output: Any) -> None:
+            if isinstance(output, Tensor) and output.ndim and len(output) == len(images):
+                found[name] = _gram(output)
 
         return hook
 

@@ -199,10 +199,10 @@ class Distiller(nn.Module, ABC):
             parts = {"ce": loss.detach()}
             teacher_loss = None
             if teacher is not None:
+                constant = teacher._replace(logits=teacher.logits.detach())
+                self._check_outputs(student, constant)
                 if self.progressive:
                     teacher_loss = _cross_entropy(teacher.logits, labels)
-                constant = teacher._replace(logits=teacher.logits.detach())
-                self._check_taps(student, constant)
                 for name, (weight, term) in self.distillation_terms(student, constant).items():
                     loss = loss + weight * (term * self.strength)
                     parts[name] = term.detach()
@@ -230,7 +230,7 @@ class Distiller(nn.Module, ABC):
         self.eval()
         try:
             teacher, student = self.run_teacher(images), self.run_student(images)
-            self._check_taps(student, teacher)
+            self._check_outputs(student, teacher)
             self.distillation_terms(student, teacher)
         finally:
             for module, mode in modes:
@@ -276,6 +276,13 @@ class Distiller(nn.Module, ABC):
         with reading as outputs:
             logits = net(inputs)
         return NetOutput(logits, outputs)
+
+    def _check_outputs(self, student: NetOutput, teacher: NetOutput) -> None:
+        if self.progressive:
+            # It learns the same labels. A fixed one may have other classes, if only its features
+            # are compared.
+            check_logits(student.logits, teacher.logits)
+        self._check_taps(student, teacher)
 
     def _check_taps(self, student: NetOutput, teacher: NetOutput) -> None:
         if all(
@@ -326,3 +333,12 @@ def check_temperature(temperature: float) -> None:
     """Raise ValueError unless the temperature is positive and finite."""
     if not 0 < temperature < float("inf"):
         raise ValueError(f"temperature must be a positive number, got {temperature}")
+
+
+def check_logits(student_logits: Tensor, teacher_logits: Tensor) -> None:
+    """Raise ValueError unless the nets put out logits of the same shape."""
+    if student_logits.shape != teacher_logits.shape:
+        raise ValueError(
+            f"student and teacher must put out logits of the same shape, got "
+            f"{tuple(student_logits.shape)} and {tuple(teacher_logits.shape)}"
+        )

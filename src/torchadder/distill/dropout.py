@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from torchadder.distill.distiller import Distiller, NetOutput
-from torchadder.distill.taps import find_head, get_layer, name_layers
+from torchadder.distill.taps import find_head, get_layer, input_key, name_layers
 
 
 class Dropout(Distiller):
@@ -96,14 +96,18 @@ class Dropout(Distiller):
     def _hooks(self) -> Iterator[None]:
         """Hooks that drop while `_run_dropping` is at work."""
 
-        def drop(layer: nn.Module, arguments: Any) -> Any:
+        def drop(layer: nn.Module, arguments: Any, keywords: Any) -> Any:
             if not self._is_dropping:
                 return None
-            first, *rest = arguments
-            return (F.dropout(first, self.dropout), *rest)
+            if arguments:
+                first, *rest = arguments
+                return (F.dropout(first, self.dropout), *rest), keywords
+            key = input_key(layer, keywords)
+            return arguments, keywords | {key: F.dropout(keywords[key], self.dropout)}
 
         with contextlib.ExitStack() as hooks:
             for name in self.dropped:
-                handle = get_layer(self.student, name).register_forward_pre_hook(drop)
+                layer = get_layer(self.student, name)
+                handle = layer.register_forward_pre_hook(drop, with_kwargs=True)
                 hooks.callback(handle.remove)
             yield

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from torchadder.distill.distiller import NetOutput
 from torchadder.distill.features import FeatureDistiller
-from torchadder.distill.taps import check_equal_channels, module_key, num_channels
+from torchadder.distill.taps import check_equal_channels, find_widths, module_key, num_channels
 
 
 class FitNet(FeatureDistiller):
@@ -22,7 +24,10 @@ class FitNet(FeatureDistiller):
     maps (our reading; beta has no printed value). With `linear_map=False` there is no regressor,
     and the nets must have equal widths.
 
-    The regressors are the loss's own parameters, see `own_parameters`.
+    The regressors are the loss's own parameters, see `own_parameters`. Their widths are those that
+    the layers state or, for parts of a net, those of a run without data, see `find_widths`. Where
+    that run fails, they are guessed from the layers of the part, and the first batch shows whether
+    the guess holds.
 
     Args:
         student: the net that learns, images to logits (N, K).
@@ -36,7 +41,7 @@ class FitNet(FeatureDistiller):
 
     Raises:
         ValueError: see `FeatureDistiller`; without regressors, layers of different widths; on a
-            call, maps of different sizes.
+            call, maps of different sizes, or of other widths than those of the regressor.
     """
 
     part = "hint"
@@ -65,9 +70,14 @@ class FitNet(FeatureDistiller):
         )
         self.regressors = nn.ModuleDict()
         if linear_map:
+            sides = [(net, find_widths(net, self.taps)) for net in (student, teacher)]
             for name in self.taps:
-                widths = (num_channels(student, name), num_channels(teacher, name))
-                self.regressors[module_key(name)] = nn.Linear(*widths)
+                ours, theirs = (
+                    known[name] if name in known else num_channels(net, name)
+                    for net, known in sides
+                )
+                self.regressors[module_key(name)] = nn.Linear(ours, theirs)
+            self.regressors.to(next(student.parameters()).device)
         elif self.taps:
             check_equal_channels(student, teacher, self.taps, "FitNet with linear_map=False")
 
@@ -78,7 +88,30 @@ class FitNet(FeatureDistiller):
             hint = teacher[name]
             features = student[name].to(torch.promote_types(hint.dtype, torch.float32))
             if self.regressors:
-                regressor = self.regressors[module_key(name)]
-                features = regressor(features.movedim(1, -1)).movedim(-1, 1)
+                regressor: Any = self.regressors[module_key(name)]
+                # In the type of the features, whatever that of the regressor.
+                weight, bias = (p.to(features.dtype) for p in (regressor.weight, regressor.bias))
+                features = F.linear(features.movedim(1, -1), weight, bias).movedim(-1, 1)
             losses.append(F.mse_loss(features, hint.to(features.dtype)) / 2)
         return torch.stack(losses).sum()
+
+    def _check_taps(self, student: NetOutput, teacher: NetOutput) -> None:
+        super()._check_taps(student, teacher)
+        for name in self.taps:
+            shapes = [tuple(net.taps[name].shape) for net in (student, teacher)]
+            got = [shape[1:2] for shape in shapes]
+            sides = f"{shapes[0]} in the student, {shapes[1]} in the teacher"
+            if not self.regressors:
+                if got[0] != got[1]:
+                    raise ValueError(
+                        f"FitNet with linear_map=False needs maps (N, C, ...) of equal widths, got "
+                        f"from layer {name!r} {sides}; use linear_map=True"
+                    )
+                continue
+            regressor = self.regressors[module_key(name)]
+            if got != [(regressor.in_features,), (regressor.out_features,)]:
+                raise ValueError(
+                    f"the width of layer {name!r} could not be known without images: FitNet's "
+                    f"regressor maps {regressor.in_features} to {regressor.out_features} channels, "
+                    f"got {sides}; name with taps= a convolution or a normalisation beside or in it"
+                )

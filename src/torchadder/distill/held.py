@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from torchadder.distill.taps import Reading, get_layer
+from torchadder.distill.taps import Reading, first_input, get_layer
 
 
 class HeldTaps:
@@ -41,7 +41,8 @@ class HeldTaps:
         self._is_reading = False
         self._outputs: dict[str, Tensor] = {}
         self._handles = [
-            get_layer(net, name).register_forward_hook(self._hook_for(name)) for name in names
+            get_layer(net, name).register_forward_hook(self._hook_for(name), with_kwargs=True)
+            for name in names
         ]
 
     def run(self, inputs: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
@@ -71,14 +72,15 @@ class HeldTaps:
             handle.remove()
 
     def _hook_for(self, name: str) -> Any:
-        def hook(layer: nn.Module, inputs: Any, output: Tensor) -> None:
+        def hook(layer: nn.Module, arguments: Any, keywords: Any, output: Tensor) -> None:
             if not self._is_reading:
                 return
             if name in self._outputs:
                 raise RuntimeError(f"layer {name!r} ran twice in one forward pass, wanted once")
             if name in self._readings:
                 with torch.set_grad_enabled(torch.is_grad_enabled() and not self._detach):
-                    output = self._readings[name](layer, inputs[0])
+                    inputs = first_input(layer, arguments, keywords)
+                    output = self._readings[name](layer, inputs)
             self._outputs[name] = output.detach() if self._detach else output
 
         return hook

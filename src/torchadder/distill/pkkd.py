@@ -144,6 +144,7 @@ class PKKD(Distiller):
             self.alignments[module_key(name)] = KernelAlignment(
                 num_channels(student, name), student_kernel, teacher_kernel, linear_map=linear_map
             )
+        self.alignments.to(next(student.parameters()).device)
 
     @staticmethod
     def _read(

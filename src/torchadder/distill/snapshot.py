@@ -8,8 +8,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from torchadder.distill.distiller import Distiller, NetOutput, check_temperature, check_weights
-from torchadder.distill.soft_labels import check_logits
+from torchadder.distill.distiller import (
+    Distiller,
+    NetOutput,
+    check_logits,
+    check_temperature,
+    check_weights,
+)
 
 
 class Snapshot(Distiller):

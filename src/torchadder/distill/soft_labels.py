@@ -6,7 +6,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from torchadder.distill.distiller import Distiller, NetOutput, check_temperature, check_weights
+from torchadder.distill.distiller import (
+    Distiller,
+    NetOutput,
+    check_logits,
+    check_temperature,
+    check_weights,
+)
 
 
 def soft_cross_entropy(
@@ -39,15 +45,6 @@ def soft_cross_entropy(
     targets = F.softmax(teacher_logits.detach().to(dtype) / temperature, dim=1)
     loss = F.cross_entropy(student_logits.to(dtype) / temperature, targets)
     return loss * temperature**2
-
-
-def check_logits(student_logits: Tensor, teacher_logits: Tensor) -> None:
-    """Raise ValueError unless the nets put out logits of the same shape."""
-    if student_logits.shape != teacher_logits.shape:
-        raise ValueError(
-            f"student and teacher must put out logits of the same shape, got "
-            f"{tuple(student_logits.shape)} and {tuple(teacher_logits.shape)}"
-        )
 
 
 class KD(Distiller):

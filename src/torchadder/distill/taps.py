@@ -9,14 +9,19 @@ from __future__ import annotations
 
 import contextlib
 import fnmatch
+import inspect
 import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 from torch.nn.modules.conv import _ConvNd
 
+from torchadder.convert.layers import is_layer
+from torchadder.convert.norms import is_norm
+from torchadder.convert.tracing import trace
+from torchadder.distill.dry_run import dry_run
 from torchadder.nn import AdderLinear, AdderModule
 
 COMPILED = "_orig_mod."
@@ -102,8 +107,12 @@ def find_stages(student: nn.Module, teacher: nn.Module) -> tuple[str, ...]:
     """Return the names of the parts whose activations are worth comparing, in the student's order.
 
     These are the direct children of the net that hold layers of `shared_layers`, such as the stages
-    `layer1` ... of a ResNet, and behind a direct child that is such a layer the first normalisation
-    that follows it. (Our reading: the papers tap the ends of groups of blocks.)
+    `layer1` ... of a ResNet. In place of a direct child that is such a layer it is the first
+    normalisation that its output reaches in the forward, if that is a direct child, too, and no
+    layer lies between; else the layer itself. Where `torch.fx` cannot follow the forward, the order
+    of registration decides: of as many normalisations as convolutions it is the one of the same
+    number, else the only one before the next layer. (Our reading: the papers tap the ends of groups
+    of blocks.)
 
     Args:
         student: the net that learns.
@@ -123,16 +132,10 @@ def find_stages(student: nn.Module, teacher: nn.Module) -> tuple[str, ...]:
     """
     inner = _find_layers(student, teacher)
     theirs = _layers(teacher)
-    children = [name.replace(COMPILED, "") for name in _children(student)]
+    norms = _norms_behind(student, [name for name in inner if "." not in name])
     stages = []
     for name in inner:
-        child = name.partition(".")[0]
-        if child == name:
-            layers = _layers(student)
-            behind = children[children.index(name) + 1 :]
-            child = next(
-                (n for n in behind if isinstance(layers[n], nn.modules.batchnorm._NormBase)), name
-            )
+        child = norms.get(name, name.partition(".")[0])
         if child not in stages and child in theirs:
             stages.append(child)
     if not stages:
@@ -188,23 +191,49 @@ def find_head(net: nn.Module) -> str:
 def check_equal_channels(
     student: nn.Module, teacher: nn.Module, names: Sequence[str], what: str
 ) -> None:
-    """Raise ValueError unless they are of equal widths, listing both nets' layers that are not."""
-    unequal = [name for name in names if num_channels(student, name) != num_channels(teacher, name)]
+    """Raise ValueError unless they are of equal widths, listing both nets' layers that are not.
+
+    Widths that `find_widths` does not find are left to the check of the first batch.
+    """
+    nets = {"student": student, "teacher": teacher}
+    widths = [find_widths(net, names) for net in nets.values()]
+    unequal = [
+        name for name in names if len({found[name] for found in widths if name in found}) > 1
+    ]
     if unequal:
         sides = [
-            _listed([_describe_part(net, name) for name in unequal]) for net in (student, teacher)
+            f"{_listed([_describe_part(net, name, found[name]) for name in unequal])} in the "
+            f"{role} {_name(net)}"
+            for (role, net), found in zip(nets.items(), widths, strict=True)
         ]
-        raise ValueError(
-            f"{what} needs layers of equal widths, got {sides[0]} in the student "
-            f"{_name(student)} and {sides[1]} in the teacher {_name(teacher)}"
-        )
+        raise ValueError(f"{what} needs layers of equal widths, got {' and '.join(sides)}")
+
+
+def find_widths(net: nn.Module, names: Sequence[str]) -> dict[str, int]:
+    """Return the numbers of channels that parts of a net put out, as far as they are sure.
+
+    That is the part's own number if it is a layer that has one, else that of its output in a run
+    without data, see `dry_run`. Parts of which neither is known are left out.
+
+    Args:
+        net: the net.
+        names: names of parts.
+    """
+    parts = {name: get_layer(net, name) for name in names}
+    own = {name: _own_width(part) for name, part in parts.items()}
+    known = {name: width for name, width in own.items() if width is not None}
+    others = {name: part for name, part in parts.items() if name not in known}
+    shapes = dry_run(getattr(net, "_orig_mod", net), others) if others else {}
+    return known | {name: shape[1] for name, shape in shapes.items() if len(shape) > 1}
 
 
 def num_channels(net: nn.Module, name: str) -> int:
-    """Return the number of channels that the part called `name` puts out.
+    """Return the number of channels that the part called `name` puts out, or a guess.
 
-    That of the part itself, or of the last layer in it that has a number, or, where none has, such
-    as in an activation function, of the last layer before it.
+    It is sure for a layer that has such a number. Else it is that of the last layer in the part
+    that has one, or, where none has, such as in an activation function, of the last layer before
+    it: in the order of registration, so wrong for parts that join maps. `find_widths` does not
+    guess.
 
     Raises:
         ValueError: there is no such layer.
@@ -213,11 +242,8 @@ def num_channels(net: nn.Module, name: str) -> int:
     inside = list(layers[name].modules())
     before = list(itertools.takewhile(lambda layer: layer is not layers[name], layers.values()))
     for layer in (*reversed(inside), *reversed(before)):
-        # What computes the weight of a layer is no layer in it.
-        inner = [child for child, _ in layer.named_children() if child != "parametrizations"]
-        widths = (getattr(layer, key, None) for key in _WIDTHS)
-        channels = next((width for width in widths if isinstance(width, int)), None)
-        if channels is not None and not inner:
+        channels = _own_width(layer)
+        if channels is not None:
             return channels
     raise ValueError(f"the number of channels of {name!r} in {_name(net)} is not known")
 
@@ -237,6 +263,17 @@ def get_layer(net: nn.Module, name: str) -> nn.Module:
 def module_key(name: str) -> str:
     """`name` as a key of `nn.ModuleDict`, which refuses dots."""
     return name.replace(".", "/")
+
+
+def input_key(layer: nn.Module, keywords: Mapping[str, Any]) -> str:
+    """Name of a layer's first argument, in a call that gives all of them by keyword."""
+    first = next(iter(inspect.signature(layer.forward).parameters))
+    return first if first in keywords else next(iter(keywords))
+
+
+def first_input(layer: nn.Module, arguments: tuple[Any, ...], keywords: Mapping[str, Any]) -> Any:
+    """The first argument of a layer's call, given by position or by keyword."""
+    return arguments[0] if arguments else keywords[input_key(layer, keywords)]
 
 
 Reading = Callable[[nn.Module, Tensor], Tensor]
@@ -284,11 +321,11 @@ def capture(
     versions: dict[str, int] = {}
 
     def hook_for(name: str) -> Any:
-        def hook(layer: nn.Module, inputs: Any, output: Tensor) -> None:
+        def hook(layer: nn.Module, arguments: Any, keywords: Any, output: Tensor) -> None:
             calls[name] += 1
             if readings is not None and name in readings:
                 with torch.set_grad_enabled(torch.is_grad_enabled() and not detach):
-                    output = readings[name](layer, inputs[0])
+                    output = readings[name](layer, first_input(layer, arguments, keywords))
             outputs[name] = output.detach() if detach else output
             checked = not activations and not torch.compiler.is_compiling()
             if checked and not output.is_inference():
@@ -298,7 +335,8 @@ def capture(
 
     with contextlib.ExitStack() as hooks:
         for name in names:
-            handle = get_layer(net, name).register_forward_hook(hook_for(name))
+            layer = get_layer(net, name)
+            handle = layer.register_forward_hook(hook_for(name), with_kwargs=True)
             hooks.callback(handle.remove)
         yield outputs
     for name, count in calls.items():
@@ -321,9 +359,53 @@ def _layers(net: nn.Module) -> dict[str, nn.Module]:
     return {name.replace(COMPILED, ""): module for name, module in net.named_modules()}
 
 
-def _children(net: nn.Module) -> list[str]:
-    """Names of the direct children."""
-    return [name for name, _ in getattr(net, "_orig_mod", net).named_children()]
+def _norms_behind(net: nn.Module, names: Sequence[str]) -> dict[str, str]:
+    """The direct children that are the normalisations behind some of the direct children."""
+    if not names:
+        return {}
+    core = getattr(net, "_orig_mod", net)
+    modules = dict(core.named_modules())
+    graph, _ = trace(core, is_leaf=lambda module: is_layer(module) or is_norm(module))
+    norms = {
+        name: _norm_by_order(core, name) if graph is None else _norm_reached(graph, modules, name)
+        for name in names
+    }
+    return {name: norm for name, norm in norms.items() if norm is not None and "." not in norm}
+
+
+def _norm_reached(graph: fx.Graph, modules: Mapping[str, nn.Module], name: str) -> str | None:
+    """The first normalisation that the output of a layer reaches past no other layer or norm."""
+    reached: set[fx.Node] = set()
+    for node in graph.nodes:  # each stands behind its inputs
+        called = str(node.target) if node.op == "call_module" else ""
+        if called == name:
+            reached.add(node)
+        elif reached.intersection(node.all_input_nodes):
+            if called and is_norm(modules[called]):
+                return called
+            if not called or not is_layer(modules[called]):
+                reached.add(node)
+    return None
+
+
+def _norm_by_order(net: nn.Module, name: str) -> str | None:
+    """The normalisation that belongs to a layer by the order in which both are registered."""
+    children = {
+        n: module for n, module in net.named_children() if is_layer(module) or is_norm(module)
+    }
+    names = list(children)
+    convolutions = [n for n in names if _is_convolution(children[n])]
+    norms = [n for n in names if is_norm(children[n])]
+    behind = names[names.index(name) + 1 :]
+    before_next = list(itertools.takewhile(norms.__contains__, behind))
+    if len(convolutions) == len(norms):
+        norm = norms[convolutions.index(name)]
+    elif len(before_next) == 1:
+        norm = before_next[0]
+    else:
+        return None
+    widths = {_own_width(children[n]) for n in (name, norm)} - {None}
+    return norm if len(widths) == 1 else None
 
 
 def _find_layers(student: nn.Module, teacher: nn.Module) -> list[str]:
@@ -442,17 +524,26 @@ def _both(student: nn.Module, teacher: nn.Module) -> str:
 
 
 def _describe(net: nn.Module) -> str:
-    layers = {n: layer for n, layer in _layers(net).items() if _is_convolution(layer)}
-    shown = [_describe_part(net, name) for name in layers]
+    layers: dict[str, Any] = {n: m for n, m in _layers(net).items() if _is_convolution(m)}
+    shown = [f"{name} {tuple(layer.weight.shape)}" for name, layer in layers.items()]
     return f"{_name(net)} with {_listed(shown) or 'no convolution'}"
 
 
-def _describe_part(net: nn.Module, name: str) -> str:
-    """A layer's name and the shape of its weight, or the number of channels of another part."""
-    part = _layers(net)[name]
+def _describe_part(net: nn.Module, name: str, width: int) -> str:
+    """A convolution's name and the shape of its weight, or the number of channels of a part."""
+    part: Any = get_layer(net, name)
     if _is_convolution(part):
-        return f"{name} {tuple(part.weight.shape)}"  # type: ignore[union-attr]
-    return f"{name} with {num_channels(net, name)} channels"
+        return f"{name} {tuple(part.weight.shape)}"
+    return f"{name} with {width} channels"
+
+
+def _own_width(layer: nn.Module) -> int | None:
+    """The number of channels that a layer states itself; None for what holds layers."""
+    # What computes the weight of a layer is no layer in it.
+    if any(child != "parametrizations" for child, _ in layer.named_children()):
+        return None
+    widths = (getattr(layer, key, None) for key in _WIDTHS)
+    return next((width for width in widths if isinstance(width, int)), None)
 
 
 def _listed(words: list[str]) -> str:

@@ -18,7 +18,7 @@ from typing import Any
 
 from torchadder.training.recipe import Recipe, RecipeError, check_keys, from_dict, keys
 
-__all__ = ["BASE", "describe", "find", "header", "load", "names", "read"]
+__all__ = ["BASE", "describe", "find", "for_method", "header", "load", "names", "read"]
 
 BASE = "base"
 """Key by which a recipe file names the recipe that it changes."""
@@ -111,11 +111,37 @@ def load(name_or_path: str, overrides: dict[str, Any] | None = None) -> Recipe:
     0.05
     """
     values = read(name_or_path)
+    if overrides and "method" in overrides:
+        values = for_method(values, overrides["method"])
     for key, value in (overrides or {}).items():
         *sections, last = key.split(".")
         target = functools.reduce(lambda node, part: node.setdefault(part, {}), sections, values)
         target[last] = value
     return from_dict(values, f"recipe {name_or_path}")
+
+
+def for_method(values: dict[str, Any], method: str) -> dict[str, Any]:
+    """The values of a recipe to train it by another method.
+
+    Keys of `distill` that spell out the defaults of the recipe's own method, as PKKD's recipes do,
+    are left out: the other method has its own.
+
+    Args:
+        values: What `read` gave.
+        method: The other method.
+    """
+    from torchadder.distill import METHODS, options_of
+
+    before = values.get("method")
+    if before == method or before not in METHODS or not values.get("distill"):
+        return values
+    defaults = options_of(before)
+    chosen = {
+        key: value
+        for key, value in values["distill"].items()
+        if key not in defaults or value != defaults[key]
+    }
+    return values | {"distill": chosen}
 
 
 def describe(name: str) -> str:

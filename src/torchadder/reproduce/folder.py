@@ -67,6 +67,11 @@ def parse_settings(path: Path) -> Settings:
         settings = Settings(**json.loads(path.read_text(encoding="utf-8")))
         if not isinstance(settings.table, str) or not isinstance(settings.overrides, dict):
             raise TypeError("a name as table and a mapping as overrides are wanted")
+        for name, kind in (("rows", str), ("budgets", int), ("seeds", int)):
+            values = getattr(settings, name)
+            if not isinstance(values, list) or not all(type(value) is kind for value in values):
+                wanted = "names" if kind is str else "whole numbers"
+                raise TypeError(f"a list of {wanted} as {name} is wanted")
         return settings
     except (ValueError, TypeError) as error:
         raise ReproduceError(f"{path}: damaged: {' '.join(str(error).split())}") from error

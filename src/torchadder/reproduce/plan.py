@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import fnmatch
+import itertools
 import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -145,16 +146,33 @@ def make_jobs(
     budgets: Sequence[int],
     seeds: Sequence[int],
     overrides: Mapping[str, Any],
+    *,
+    skip_refused: bool = False,
 ) -> tuple[Job, ...]:
-    """Every row with every budget and seed, in the order in which they are trained."""
+    """Every row with every budget and seed, in the order in which they are trained.
+
+    Args:
+        rows: The rows.
+        output: Folder of the table.
+        budgets: Epochs.
+        seeds: Seeds.
+        overrides: Values for dotted keys of every recipe.
+        skip_refused: Leave out the budgets that a row's recipe refuses, as one of fewer epochs than
+            it has cycles.
+
+    Raises:
+        RecipeError: If a recipe refuses a value; a budget only if it is not to be left out.
+    """
     # What the rows' files say is read once; budget and seed are put in afterwards.
     loaded = {row: recipes.load(row.recipe, dict(overrides)) for row in rows}
-    return tuple(
-        _make_job(row, loaded[row], output, epochs, seed, overrides)
-        for epochs in budgets
-        for seed in seeds
-        for row in rows
-    )
+    jobs = []
+    for epochs, seed, row in itertools.product(budgets, seeds, rows):
+        try:
+            jobs.append(_make_job(row, loaded[row], output, epochs, seed, overrides))
+        except RecipeError:
+            if not skip_refused:
+                raise
+    return tuple(jobs)
 
 
 def _make_job(

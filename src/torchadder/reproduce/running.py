@@ -34,7 +34,8 @@ def reproduce(plan: Plan, *, say: Say = print, command: str | None = None) -> Re
 
     The folder holds `settings.json`, `runs/`, and after each training `table.csv`, `runs.csv`,
     `table.md` and, from the first finished run on, `table.png`. They cover all rows, budgets and
-    seeds ever asked for in this folder. Whenever the process is killed, the same call goes on.
+    seeds ever asked for in this folder, but for a budget that a row's recipe refuses. Whenever the
+    process is killed, the same call goes on.
 
     With `trainer.devices` above 1, every training runs in a process for each device.
 
@@ -54,11 +55,19 @@ def reproduce(plan: Plan, *, say: Say = print, command: str | None = None) -> Re
     folder.settle(plan)
     with folder.locked(plan.output):
         settings = folder.settle(plan)
+        rows = [row for row in plan.table.rows if row.recipe in settings.rows]
+        # Everything ever asked for in this folder, whatever this call trains of it. Not every row
+        # can be trained with the budgets that were asked for of others.
+        jobs = make_jobs(
+            rows,
+            plan.output,
+            settings.budgets,
+            settings.seeds,
+            plan.overrides,
+            skip_refused=True,
+        )
         folder.write_settings(plan.output, settings)
         failures: dict[Path, str] = {}
-        rows = [row for row in plan.table.rows if row.recipe in settings.rows]
-        # Everything ever asked for in this folder, whatever this call trains of it.
-        jobs = make_jobs(rows, plan.output, settings.budgets, settings.seeds, plan.overrides)
         measure = functools.partial(
             collect, plan.table, jobs, failures=failures, overrides=settings.overrides
         )
@@ -78,7 +87,7 @@ def reproduce(plan: Plan, *, say: Say = print, command: str | None = None) -> Re
                 raise KeyboardInterrupt(
                     f"interrupted in {job.name}; the same command goes on from there"
                 ) from interrupt
-            except (ValueError, RuntimeError, FloatingPointError) as error:
+            except (ValueError, RuntimeError, FloatingPointError, MemoryError) as error:
                 # Without images no row can be trained; nor is it a row's fault if none ever began.
                 if isinstance(error, DataError) or not (plan.output / "runs").is_dir():
                     raise

@@ -25,7 +25,7 @@ def train(job: Job, overrides: Mapping[str, Any], command: str | None) -> None:
     Raises:
         ReproduceError: If the training of its teacher is not finished, or a process failed.
         KeyboardInterrupt: After Ctrl-C.
-        ValueError, RuntimeError, FloatingPointError: What the training raises.
+        ValueError, RuntimeError, FloatingPointError, MemoryError: What the training raises.
     """
     stage = folder.stage(job.folder, job.epochs)
     goes_on = stage == "interrupted"

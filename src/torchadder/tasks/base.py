@@ -17,6 +17,7 @@ from torchadder.data.within_epoch import begins_within_epoch, is_within_epoch
 from torchadder.nn import AdderModule
 from torchadder.optim import AdaptiveLR
 from torchadder.processes import objects_of_processes
+from torchadder.tasks.length import RunLength, run_length
 from torchadder.tasks.totals import EpochTotals
 
 LossAndSums = Callable[[Any, Any], tuple[Tensor, dict[str, Tensor]]]
@@ -30,7 +31,8 @@ class TrainingTask(lightning.LightningModule):
     epoch (`interval="epoch"`, as in AdderNet's released code, arXiv 1912.13200) or the epochs done
     so far, with fractions, after each step (`interval="step"`). In the first w = `warmup` steps it
     is multiplied by `(s + 1) / (w + 1)`, s the steps done. It is a function of the step alone, so
-    an interrupted run goes on with the right rate.
+    an interrupted run goes on with the right rate. The run ends with the trainer's `max_epochs` or
+    `max_steps`, whichever comes first; one of them is needed, unless the rate is constant.
 
     What an epoch of training adds up stays on the device in `train_totals`; a training step logs
     nothing and never waits for the device.
@@ -178,7 +180,11 @@ class TrainingTask(lightning.LightningModule):
         return [{"params": [p for p in self.model.parameters() if p.requires_grad]}]
 
     def configure_optimizers(self) -> dict[str, Any]:
-        """SGD with AdaptiveLR, and the schedule, stepped after each optimizer step."""
+        """SGD with AdaptiveLR, and the schedule, stepped after each optimizer step.
+
+        Raises:
+            ValueError: If the rate falls, but the trainer does not say over how many steps.
+        """
         optimizer = torch.optim.SGD(
             awn.parameter_groups(self, self.parameter_groups()),
             lr=self.lr,
@@ -189,9 +195,7 @@ class TrainingTask(lightning.LightningModule):
         )
         if self.eta is not None and self._trains_adder_layers():
             AdaptiveLR(optimizer, self, self.eta)
-        num_steps = int(self.trainer.estimated_stepping_batches)
-        num_epochs = self.trainer.max_epochs or 1
-        schedule = LambdaLR(optimizer, self._schedule_factor(num_steps, num_epochs))
+        schedule = LambdaLR(optimizer, self._schedule_factor(run_length(self.trainer)))
         return {
             "optimizer": optimizer,
             "lr_scheduler": {"scheduler": schedule, "interval": "step", "name": "lr"},
@@ -221,17 +225,32 @@ class TrainingTask(lightning.LightningModule):
         layers = (layer for layer in self.modules() if isinstance(layer, AdderModule))
         return any(layer.weight.requires_grad for layer in layers)
 
-    def _schedule_factor(self, num_steps: int, num_epochs: int) -> Any:
-        """Step -> factor of `lr`."""
-        steps_per_epoch = max(1, num_steps // num_epochs)
+    def _schedule_factor(self, length: RunLength | None) -> Callable[[int], float]:
+        """Step -> factor of `lr` in a run of the given length; None: not known."""
+
+        def rise(step: int) -> float:
+            return min(1.0, (step + 1) / (self.warmup + 1))
+
+        if self.schedule == "constant":
+            return rise
+        if length is None:
+            raise ValueError(
+                f"schedule = {self.schedule!r} needs the length of the run: give the trainer "
+                "max_epochs or max_steps, or take schedule = 'constant'"
+            )
+        steps, per_epoch, epochs = max(1, length.steps), length.steps_per_epoch, length.epochs
+        if self.interval == "epoch" and (per_epoch is None or epochs is None):
+            raise ValueError(
+                "interval = 'epoch' needs data of known length: take interval = 'step', or limit "
+                "the batches of an epoch with the trainer's limit_train_batches"
+            )
         floor = self.min_lr / self.lr
 
         def factor(step: int) -> float:
-            rise = min(1.0, (step + 1) / (self.warmup + 1))
-            if self.schedule == "constant":
-                return rise
-            by_epoch = (step // steps_per_epoch) / num_epochs
-            progress = min(1.0, by_epoch if self.interval == "epoch" else step / num_steps)
-            return rise * (floor + (1 - floor) * (1 + math.cos(math.pi * progress)) / 2)
+            progress = step / steps
+            if self.interval == "epoch" and per_epoch and epochs:
+                progress = (step // per_epoch) / epochs
+            fall = (1 + math.cos(math.pi * min(1.0, progress))) / 2
+            return rise(step) * (floor + (1 - floor) * fall)
 
         return factor

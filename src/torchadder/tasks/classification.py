@@ -19,7 +19,9 @@ class Classification(TrainingTask):
     """Trains a classifier with cross-entropy.
 
     Logs `train_loss`, `train_accuracy`, `val_loss`, `val_accuracy` and, above five classes,
-    `train_top5` and `val_top5`, all per epoch; accuracies are shares in 0..1.
+    `train_top5` and `val_top5`, all per epoch; accuracies are shares in 0..1. Labels are class
+    indices (N); in training also probabilities (N, num_classes), as mixed images have them, of
+    which accuracies count the largest.
 
     Args:
         model: Images (N, C, H, W) to logits (N, num_classes).
@@ -43,7 +45,7 @@ class Classification(TrainingTask):
 
         Args:
             images: Images (N, C, H, W).
-            labels: Class indices (N).
+            labels: Class indices (N), or probabilities (N, num_classes).
 
         Returns:
             The loss to minimise, a scalar, and detached scalars by the name they are logged under,
@@ -58,6 +60,7 @@ class Classification(TrainingTask):
     ) -> dict[str, Tensor]:
         """Loss and right answers of a batch, summed over its images, by name with a prefix."""
         logits = logits.detach()
+        labels = labels if labels.ndim == 1 else labels.argmax(1)
         sums = {
             f"{prefix}loss": loss.detach() * len(labels),
             f"{prefix}accuracy": (logits.argmax(1) == labels).sum(),
@@ -68,8 +71,16 @@ class Classification(TrainingTask):
         return sums
 
     def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
-        """Adds a batch to the validation metrics."""
+        """Adds a batch to the validation metrics.
+
+        Raises:
+            ValueError: If labels are no class indices.
+        """
         images, labels = batch
+        if labels.ndim != 1:
+            raise ValueError(
+                f"validation wants class indices, shape (N), as labels; got {tuple(labels.shape)}"
+            )
         self.log_validation(self.val_metrics, "val_", self(images), labels)
 
     def log_validation(

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Hashable
+import dataclasses
+from collections.abc import Callable, Hashable
 from typing import Any
 
 import torch
@@ -13,6 +14,7 @@ from torchadder.distill import Distiller, cycle_starts, layer_alignment, shared_
 from torchadder.distill.cka import MIN_SAMPLES
 from torchadder.distill.kernels import OutputKernel
 from torchadder.tasks.classification import Classification, validation_metrics
+from torchadder.tasks.length import RunLength, epochs_of
 from torchadder.tasks.ramp import Ramp
 
 NUM_ALIGNED = 128
@@ -28,10 +30,11 @@ class Distillation(Classification):
     updates both, and the scales and linear maps of the loss, whose weights do not decay.
 
     Logs what `Classification` logs for the student, the same for the teacher with the prefix
-    `teacher_`, the parts of the student's loss as `train_<part>`, the strength of its terms in the
-    epoch's last batch as `distill_strength`, the kernel scales, and after each epoch how alike the
-    two nets represent validation images: `alignment/<layer>`, the `linear_cka` of the tapped layers
-    (or, for a method without taps, of `shared_layers`).
+    `teacher_` (of a fixed teacher in validation only, and if it has the same classes), the parts of
+    the student's loss as `train_<part>`, the strength of its terms in the epoch's last batch as
+    `distill_strength`, the kernel scales, and after each epoch how alike the two nets represent
+    validation images: `alignment/<layer>`, the `linear_cka` of the tapped layers (or, for a method
+    without taps, of `shared_layers`).
 
     Args:
         distiller: The loss, which holds both nets.
@@ -93,15 +96,18 @@ class Distillation(Classification):
     def on_train_epoch_start(self) -> None:
         """Sets the strength of the terms, and lets the distiller begin its epoch."""
         super().on_train_epoch_start()
-        num_epochs = self.trainer.max_epochs or 1
-        self.distiller.start_epoch(self.current_epoch, num_epochs)
+        self.distiller.start_epoch(self.current_epoch, self._num_epochs())
         self._set_strength(self.current_epoch)
 
     def on_train_epoch_resume(self) -> None:
         """Sets the strength again, and lets the distiller go on with its epoch."""
         super().on_train_epoch_resume()
-        self.distiller.resume_epoch(self.current_epoch, self.trainer.max_epochs or 1)
+        self.distiller.resume_epoch(self.current_epoch, self._num_epochs())
         self._set_strength(self.current_epoch)
+
+    def _num_epochs(self) -> int:
+        """Epochs of the run; -1 where the trainer does not say, as it has it, too."""
+        return epochs_of(self.trainer) or -1
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
         """Sets the strength where it grows from batch to batch."""
@@ -168,7 +174,10 @@ class Distillation(Classification):
         if teacher is None or not (self.distiller.progressive or self.distiller.needs_teacher):
             return
         images, labels = batch
-        self.log_validation(self.teacher_val_metrics, "teacher_val_", teacher(images), labels)
+        logits = teacher(images)
+        # A fixed teacher of features may know other classes.
+        if logits.shape[1] == self.num_classes:
+            self.log_validation(self.teacher_val_metrics, "teacher_val_", logits, labels)
         if batch_idx == 0 and self._aligned and self._all_have(len(images)):
             some = images[:NUM_ALIGNED]
             alignment = layer_alignment(self.plain_model, teacher, self._aligned, some)
@@ -196,24 +205,28 @@ class Distillation(Classification):
         scales: dict[str, Tensor] = getattr(self.distiller, "sigmas", dict)()
         self.log_dict({f"sigma/{name}": value for name, value in scales.items()}, sync_dist=True)
 
-    def _schedule_factor(self, num_steps: int, num_epochs: int) -> Any:
+    def _schedule_factor(self, length: RunLength | None) -> Callable[[int], float]:
         """Step -> factor of `lr`: the schedule, once in each cycle."""
         cycles = self.distiller.cycles
         if cycles == 1:
-            return super()._schedule_factor(num_steps, num_epochs)
-        starts = cycle_starts(num_epochs, cycles)
-        lengths = [
-            end - start for start, end in zip(starts, [*starts[1:], num_epochs], strict=True)
-        ]
-        steps_per_epoch = max(1, num_steps // num_epochs)
+            return super()._schedule_factor(length)
+        if length is None or length.steps_per_epoch is None or length.epochs is None:
+            raise ValueError(
+                f"cycles = {cycles} need the number of epochs: give the trainer max_epochs or "
+                "max_steps, and data of known length"
+            )
+        starts = cycle_starts(length.epochs, cycles)
+        begins = [start * length.steps_per_epoch for start in starts]
+        ends = [*begins[1:], length.steps]
         factors = [
-            super(Distillation, self)._schedule_factor(length * steps_per_epoch, length)
-            for length in lengths
+            super(Distillation, self)._schedule_factor(
+                dataclasses.replace(length, steps=end - begin)
+            )
+            for begin, end in zip(begins, ends, strict=True)
         ]
 
         def factor(step: int) -> float:
-            epoch = step // steps_per_epoch
-            cycle = max(index for index, start in enumerate(starts) if start <= epoch)
-            return factors[cycle](step - starts[cycle] * steps_per_epoch)
+            cycle = max(index for index, begin in enumerate(begins) if begin <= step)
+            return factors[cycle](step - begins[cycle])
 
         return factor

@@ -13,9 +13,11 @@ import torchadder
 from torchadder.checkpoint import CheckpointError
 from torchadder.data import ImageData
 from torchadder.distill import PKKD, Distiller, shared_layers
+from torchadder.lp import set_exponent_
 from torchadder.tasks import Distillation
 from torchadder.training.assembly import build_task, open_images, without_initial_weights
 from torchadder.training.checkpoint_io import read_state
+from torchadder.training.exponent import schedule_of
 from torchadder.training.recipe import Recipe, RecipeError, from_dict
 
 
@@ -87,12 +89,19 @@ def _distiller(path: Path, recipe: Recipe, data: ImageData, which: str) -> Disti
         raise RecipeError(
             f"{str(path)!r}: method {recipe.method} has no teacher; name the run of another net"
         )
-    state = read_state(checkpoint)["state_dict"]
+    state = read_state(checkpoint)
     try:
-        task.load_state_dict(state)
+        task.load_state_dict(state["state_dict"])
     except RuntimeError as error:
         words = " ".join(str(error).split())
         raise CheckpointError(f"checkpoint {checkpoint} is of another net: {words}") from error
+    # What is no tensor, but depends on how far the run had come.
+    epoch = state["epoch"]
+    task.distiller.resume_epoch(epoch, recipe.epochs)
+    schedule = schedule_of(recipe)
+    if schedule is not None:
+        exponent = schedule.exponent(epoch, recipe.epochs)
+        set_exponent_(task.distiller.student, exponent, clip=recipe.lp.clip)
     return task.distiller.eval()
 
 

@@ -7,7 +7,17 @@ from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 
 from torchadder.data.within_epoch import begins_within_epoch
 from torchadder.lp import ExponentSchedule, set_exponent_
+from torchadder.tasks.length import epochs_of
 from torchadder.training.graph import FastStep
+from torchadder.training.recipe import Recipe
+
+
+def schedule_of(recipe: Recipe) -> ExponentSchedule | None:
+    """The exponent of each epoch of a recipe; None where none falls."""
+    lp = recipe.lp
+    if lp.schedule == "none":
+        return None
+    return ExponentSchedule(lp.schedule, lp.start, lp.share, lp.steps)
 
 
 class ExponentFall(Callback):
@@ -34,7 +44,9 @@ class ExponentFall(Callback):
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Sets the exponent."""
-        num_epochs = trainer.max_epochs or 1
+        num_epochs = epochs_of(trainer)
+        if num_epochs is None:
+            raise ValueError("an exponent that falls needs a trainer with max_epochs or max_steps")
         p = self.schedule.exponent(trainer.current_epoch, num_epochs)
         set_exponent_(pl_module.plain_model, p, clip=self.clip)  # type: ignore[arg-type]
         pl_module.log("p", p, on_step=False, on_epoch=True)

@@ -32,7 +32,6 @@ from torchadder.checkpoint import CheckpointError
 from torchadder.data import BatchPlan
 from torchadder.data.epochs import EpochData
 from torchadder.data.within_epoch import num_batches_done
-from torchadder.lp import ExponentSchedule
 from torchadder.tasks import TrainingTask
 from torchadder.training import distributed
 from torchadder.training.answers import SameAnswers
@@ -50,7 +49,7 @@ from torchadder.training.callbacks import (
 from torchadder.training.checkpoint_io import SafetensorsCheckpointIO, read_state
 from torchadder.training.checkpoints import BestAndLast
 from torchadder.training.environment import environment
-from torchadder.training.exponent import ExponentFall
+from torchadder.training.exponent import ExponentFall, schedule_of
 from torchadder.training.folders import dated_folder
 from torchadder.training.graph import FastStep
 from torchadder.training.guard import NonFiniteGuard
@@ -300,10 +299,8 @@ def _run(
 
 
 def _exponent(recipe: Recipe) -> list[Callback]:
-    lp = recipe.lp
-    if lp.schedule == "none":
-        return []
-    return [ExponentFall(ExponentSchedule(lp.schedule, lp.start, lp.share, lp.steps), lp.clip)]
+    schedule = schedule_of(recipe)
+    return [] if schedule is None else [ExponentFall(schedule, recipe.lp.clip)]
 
 
 def _patience(recipe: Recipe, task: TrainingTask) -> list[Callback]:

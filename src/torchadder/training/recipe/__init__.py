@@ -15,6 +15,7 @@ from torchadder.training.recipe.reading import (
     keys,
     read_recipe,
     suggest,
+    takes_text,
 )
 from torchadder.training.recipe.sections import (
     AdversarialConfig,
@@ -50,4 +51,5 @@ __all__ = [
     "keys",
     "read_recipe",
     "suggest",
+    "takes_text",
 ]

@@ -17,6 +17,9 @@ _TEACHER_KEYS = (
     "teacher_checkpoint",
 )
 
+_SPELLED_OUT = ("alpha", "beta", "temperature", "kernel", "linear_map", "progressive")
+"""Keys that files had whatever their method, before there were other methods than PKKD."""
+
 
 def complete(method: str, config: DistillConfig) -> DistillConfig:
     """The section with the method's defaults filled in.
@@ -30,8 +33,8 @@ def complete(method: str, config: DistillConfig) -> DistillConfig:
     """
     from torchadder.distill import registry
 
-    # Before there were other methods, files spelled PKKD's defaults out whatever their method.
-    spelled_out = registry.options_of("pkkd")
+    if method == "supervised" and _is_spelled_out(config):
+        config = dataclasses.replace(config, **dict.fromkeys(_SPELLED_OUT, None))
     known: dict[str, Any] = {}
     is_plain = method in ("supervised", "detection")
     if not is_plain:
@@ -49,9 +52,7 @@ def complete(method: str, config: DistillConfig) -> DistillConfig:
             filled[item.name] = known[item.name] if value is None else value
         elif item.name in shared:
             continue
-        elif value == item.default or value == spelled_out.get(item.name):
-            filled[item.name] = item.default
-        else:
+        elif value != item.default:
             owners = registry.methods_with(item.name)
             if item.name in _RAMP_KEYS:
                 owners = registry.methods_with("alpha")
@@ -64,12 +65,21 @@ def complete(method: str, config: DistillConfig) -> DistillConfig:
     return dataclasses.replace(config, **filled)
 
 
-def check_distill(distill: DistillConfig, epochs: int) -> None:
-    """Refuses values out of range.
+def _is_spelled_out(config: DistillConfig) -> bool:
+    """Whether a section holds PKKD's defaults, as files of plain training did at first."""
+    from torchadder.distill import registry
+
+    defaults = registry.options_of("pkkd")
+    return all(getattr(config, key) == defaults[key] for key in _SPELLED_OUT)
+
+
+def check_distill(distill: DistillConfig, epochs: int, checkpoint: str | None) -> None:
+    """Refuses values out of range, and two sources of the student's initial values.
 
     Args:
         distill: The section, defaults filled in.
         epochs: Epochs of the run.
+        checkpoint: `model.checkpoint`.
 
     Raises:
         RecipeError: Naming the key.
@@ -89,6 +99,12 @@ def check_distill(distill: DistillConfig, epochs: int) -> None:
     require(is_limit, "distill.exponent_limit", limit, wanted)
     fits = cycles is None or 2 <= cycles <= epochs
     require(fits, "distill.cycles", cycles, f"2 .. epochs = {epochs}")
+    require(
+        not distill.shared_init or checkpoint is None,
+        "distill.shared_init",
+        distill.shared_init,
+        "false, because model.checkpoint has the student's initial values,",
+    )
     length = distill.ramp_epochs
     is_length = length >= 1 if isinstance(length, int) else 0 < length <= 1
     wanted = "a whole number of epochs, such as 5, or a share of the run in (0, 1], such as 0.125,"

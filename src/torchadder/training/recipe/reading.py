@@ -38,6 +38,19 @@ def keys(section: type = Recipe, prefix: str = "") -> list[str]:
     return found
 
 
+def takes_text(key: str) -> bool:
+    """Whether a dotted key takes any text, so that a folder may be called 2024.
+
+    >>> takes_text("data.source"), takes_text("optimizer.lr"), takes_text("optimiser.lr")
+    (True, False, False)
+    """
+    hint: Any = Recipe
+    for part in key.split("."):
+        hint = typing.get_type_hints(hint).get(part) if dataclasses.is_dataclass(hint) else None
+    kinds = set(typing.get_args(hint)) or {hint}
+    return str in kinds and kinds <= {str, type(None)}
+
+
 def from_dict(values: dict[str, Any], origin: str = "recipe") -> Recipe:
     """Builds a recipe from nested dicts, refusing unknown keys and wrong types.
 

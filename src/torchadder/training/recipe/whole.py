@@ -72,7 +72,7 @@ class Recipe:
         checks.check_schedule(self.schedule, self.optimizer.lr)
         checks.check_trainer(self.trainer)
         self.distill = complete(self.method, self.distill)
-        check_distill(self.distill, self.epochs)
+        check_distill(self.distill, self.epochs, self.model.checkpoint)
         checks.check_lp_and_slac(self)
         checks.check_adversarial(self)
         checks.check_weight_norm(self)
