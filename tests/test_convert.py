@@ -329,6 +329,40 @@ def test_registration_order_where_tracing_fails():
     net(torch.randn(2, 3, 12, 12)).sum().backward()
 
 
+class UntraceableOfOneWidth(nn.Module):
+    """As above, with norms that fit every convolution; pooling stands between some of them."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv1 = nn.Conv2d(4, 4, 3)
+        self.conv2 = nn.Conv2d(4, 4, 3)
+        self.conv3 = nn.Conv2d(4, 4, 3)
+        self.bn1 = nn.BatchNorm2d(4)
+        self.bn2 = nn.BatchNorm2d(4)
+        self.bn3 = nn.BatchNorm2d(4)
+        self.parts = nn.ModuleDict(
+            {
+                "conv4": nn.Conv2d(4, 4, 1),
+                "pool": nn.MaxPool2d(2),
+                "conv5": nn.Conv2d(4, 4, 1),
+                "bn4": nn.BatchNorm2d(4),
+                "conv6": nn.Conv2d(4, 4, 1),
+                "bn6": nn.BatchNorm2d(4),
+            }
+        )
+
+    def forward(self, x):
+        return self.conv1(x) if x.sum() > 0 else self.conv2(x)
+
+
+def test_each_of_a_run_of_layers_has_its_norm():
+    report = convert_(UntraceableOfOneWidth(), AdderConfig(keep=()))
+    assert report.order == "order"
+    norms = {layer.name: layer.norm for layer in report.layers}
+    assert [norms[f"conv{i}"] for i in (1, 2, 3)] == ["bn1", "bn2", "bn3"]
+    assert [norms[f"parts.conv{i}"] for i in (5, 6)] == ["parts.bn4", "parts.bn6"]
+
+
 class Functional(nn.Module):
     def __init__(self):
         super().__init__()

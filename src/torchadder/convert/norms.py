@@ -6,6 +6,7 @@ is made, and what is done about a layer without a norm, this file does not know.
 
 from __future__ import annotations
 
+import itertools
 import re
 from typing import Any
 
@@ -129,6 +130,9 @@ class NormsBehind:
 
     def _by_order(self, layer: Layer) -> str | None:
         """The next module registered, or the norm at the same place among its siblings."""
+        norm = self._in_run(layer)
+        if norm is not None:
+            return norm
         for name in self._leaves[self._leaves.index(layer.name) + 1 :]:
             module = self._modules[name]
             if is_norm(module) and _fits(layer.module, module):
@@ -137,8 +141,27 @@ class NormsBehind:
                 break
         return self._paired(layer)
 
+    def _in_run(self, layer: Layer) -> str | None:
+        """For ``conv1, conv2, bn1, bn2`` without anything between: the n-th of as many norms."""
+        parent_name, _, own = layer.name.rpartition(".")
+        children = self._modules[parent_name].named_children()
+        runs = [
+            (kind, dict(run))
+            for kind, run in itertools.groupby(children, lambda child: self._kind(child[1]))
+        ]
+        for (_, layers), (kind, norms) in itertools.pairwise(runs):
+            if own in layers and kind == "norm" and len(layers) == len(norms):
+                norm = list(norms)[list(layers).index(own)]
+                path = f"{parent_name}.{norm}" if parent_name else norm
+                return path if _fits(layer.module, norms[norm]) else None
+        return None
+
+    @staticmethod
+    def _kind(module: nn.Module) -> str:
+        return "layer" if is_layer(module) else "norm" if is_norm(module) else "other"
+
     def _paired(self, layer: Layer) -> str | None:
-        """For ``conv1, conv2, bn1, bn2``: the n-th of as many norms as there are convolutions."""
+        """The n-th of as many norms as there are convolutions, pooling and the like between."""
         parent_name, _, own = layer.name.rpartition(".")
         children = list(self._modules[parent_name].named_children())
         linear = isinstance(layer.module, _LINEAR)
