@@ -87,9 +87,10 @@ def _settings(results: Results) -> list[str]:
     recipe = results.lines[0].runs[0].job.recipe
     data, optimizer, schedule = recipe.data, recipe.optimizer, recipe.schedule
     seeds = sorted({run.job.seed for run in results.runs})
-    budgets = ", ".join(str(epochs) for epochs in results.budgets)
+    *smaller, largest = results.budgets
+    budgets = ", ".join([*map(str, smaller), counted(largest, "epoch")])
     text = (
-        f"Budget: {budgets} epochs (by default {results.table.epochs}). "
+        f"Budget: {budgets} (by default {results.table.epochs}). "
         f"Seeds: {', '.join(map(str, seeds))}. Data: {data.source}, batches of {data.batch_size}, "
         f"{_augmentation(recipe)}. All rows see the same images in the same order with the "
         f"same augmentation; it depends on the seed alone. SGD, rate {optimizer.lr:g}, "
